@@ -1,0 +1,10 @@
+"""mole-vl: learned mixtures of LoRAs."""
+
+from mole_vl.build import mix as mix
+from mole_vl.experts import Expert as Expert, Factors as Factors
+from mole_vl.mixture import Mixture as Mixture
+from mole_vl.peft_folder import (
+    read_components as read_components,
+    read_peft as read_peft,
+    write_peft as write_peft,
+)

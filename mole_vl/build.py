@@ -1,0 +1,51 @@
+"""`mix`: put experts and gates into a model that is already there."""
+
+from collections.abc import Mapping, Sequence
+
+from torch import nn
+
+from mole_vl.experts import Expert, check_fit, check_names
+from mole_vl.gates import GateSpec
+from mole_vl.layers import linear_shapes
+from mole_vl.mixture import ATTRIBUTE, Mixture
+from mole_vl.sites import SiteKind, find_sites
+
+
+def mix(
+    model: nn.Module,
+    experts: Sequence[Expert],
+    *,
+    gate: GateSpec,
+    site: SiteKind = "block",
+    blocks: Mapping[str, int] | None = None,
+) -> Mixture:
+    """Mix experts into a model, in place: its base is frozen, its layers get their experts.
+
+    Args:
+        model: Any torch model; its linear layers at the experts' paths are replaced.
+        experts: At least one; ranks, alphas and targets may differ.
+        gate: What decides the weights.
+        site: Which layers share one gate.
+        blocks: Width of each of the model's blocks, by path (`nlp.blocks`, `dreambooth.blocks`).
+
+    Returns:
+        The handle, also found as `model.mixture`. Nothing of the model has changed on an error.
+
+    Raises:
+        ValueError: Experts that share a name or do not fit the model; sites that need blocks.
+        RuntimeError: The model is mixed already.
+    """
+    if hasattr(model, ATTRIBUTE):
+        raise RuntimeError("this model is mixed already: call model.mixture.unmix() first")
+    check_names(experts)
+    shapes = linear_shapes(model)
+    check_fit(experts, shapes)
+    paths = {
+        path: model.get_submodule(path)
+        for path in shapes
+        if any(path in expert.layers for expert in experts)
+    }
+    sites = find_sites(site, model, {path: shapes[path][1] for path in paths}, blocks or {})
+    mixture = Mixture(experts, gate, site, sites, paths)
+    mixture.wire(model)
+    return mixture

@@ -1,0 +1,210 @@
+"""Which weights a layer applies in the forward that it is in.
+
+The model's own hooks open and close a pass, the sites' hooks evaluate gates in it, the mixture
+layers ask for the result. Re-runs of checkpointed parts during backward find the pass of the
+forward that they repeat.
+"""
+
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from mole_vl.gates import Gate, GateInput, GateOutput
+from mole_vl.layers import MixtureLinear
+from mole_vl.passes import EVERYWHERE, Conditions, Pass, Passes, Record, replaying
+from mole_vl.sites import Site
+
+
+class Lock:
+    """A re-entrant lock that a copied or unpickled model gets anew."""
+
+    def __init__(self) -> None:
+        self._lock = threading.RLock()
+        self.acquire, self.release = self._lock.acquire, self._lock.release
+
+    def __enter__(self) -> None:
+        self._lock.acquire()
+
+    def __exit__(self, *_exception: object) -> None:
+        self._lock.release()
+
+    def __reduce__(self) -> tuple[type["Lock"], tuple[()]]:
+        return Lock, ()
+
+
+class Dispatch:
+    """The traffic between a model's forward, its gates and its mixture layers.
+
+    Args:
+        sites: Sites by name.
+        gates: The gate of each site, by the site's name.
+        readers: The layers of each site that read the site's own width.
+        reads_input: Whether the gates look at their site's input.
+    """
+
+    def __init__(
+        self,
+        sites: Mapping[str, Site],
+        gates: Mapping[str, Gate],
+        readers: Mapping[str, Sequence[MixtureLinear]],
+        reads_input: bool,
+    ) -> None:
+        self.gates = gates
+        self.readers = readers
+        self.reads_input = reads_input
+        self.sites = sites
+        self.site_of = {path: site for site in sites.values() for path in site.matrices}
+        self.conditions = Conditions()
+        self.silent = False
+        self.passes = Passes()
+        self.lock = Lock()
+
+    def attach(self, model: nn.Module) -> list[RemovableHandle]:
+        """Hook into a model; the handles undo it."""
+        hooks = [
+            model.register_forward_pre_hook(self._begin),
+            model.register_forward_hook(self._end, always_call=True),
+        ]
+        if not self.reads_input:
+            return hooks
+        for site in self.sites.values():
+            entry = model.get_submodule(site.entry)
+            enter, leave = partial(self._enter, site.name), partial(self._leave, site.name)
+            hooks.append(entry.register_forward_pre_hook(enter, with_kwargs=True))
+            hooks.append(entry.register_forward_hook(leave, always_call=True))
+        return hooks
+
+    @contextmanager
+    def told(self, **changes: Any) -> Iterator[None]:
+        """A context in which forwards are told other conditions."""
+        with self.lock:
+            before = self.conditions
+            self.conditions = replace(before, **changes)
+            try:
+                yield
+            finally:
+                self.conditions = before
+
+    def weights_of(self, path: str) -> Tensor | None:
+        """The weights (..., E) that the layer at `path` applies now, strength included."""
+        name = self.site_of[path].name
+        if replaying():
+            current = self.passes.of_backward()
+            output = current.replayed.get(name, current.results.get(name))
+        elif self.passes.current is not None:
+            current = self.passes.current
+            output = current.results.get(name)
+        else:
+            raise RuntimeError(_outside(f"the mixed layer {path}"))
+        if current.conditions.disabled:
+            return None
+        if output is None:
+            raise RuntimeError(
+                f"the mixed layer {path} runs before its gate {name!r}, which reads the input of "
+                f"{self.site_of[path].entry}; use site 'matrix' for layers that run that early"
+            )
+        return output.weights * current.conditions.strength
+
+    def _begin(self, _model: nn.Module, _args: Any) -> None:
+        self.lock.acquire()
+        if self.passes.current is not None:
+            # Broken off from the keyboard, it never ended: that forward's hold is still ours.
+            self.lock.release()
+        told = replace(self.conditions, disabled=True) if self.silent else self.conditions
+        opened = self.passes.open(told)
+        if not (told.disabled or self.reads_input):
+            for name in self.sites:
+                self._evaluate(name, None, opened)
+
+    def _end(self, _model: nn.Module, _args: Any, output: Any) -> None:
+        if self.passes.current is not None:
+            self.passes.close(output)
+            self.lock.release()
+
+    def _enter(self, name: str, module: nn.Module, args: Any, kwargs: Mapping[str, Any]) -> None:
+        again = replaying()
+        current = self.passes.of_backward() if again else self.passes.current
+        if current is None:
+            raise RuntimeError(_outside(f"site {name!r}"))
+        if current.conditions.disabled:
+            return
+        x = _input(module, args, kwargs, name)
+        if again:
+            current.replayed[name] = self._result(name, x, current)
+        else:
+            self._evaluate(name, x, current)
+
+    def _leave(self, name: str, _module: nn.Module, _args: Any, _output: Any) -> None:
+        if replaying():
+            self.passes.of_backward().replayed.pop(name, None)
+
+    def _evaluate(self, name: str, x: Tensor | None, current: Pass) -> None:
+        told = current.conditions
+        output = self._result(name, x, current)
+        current.results[name] = output
+        if told.held is not None and output.weights.dim() < 3:
+            told.held.setdefault(name, output)
+        if told.records is not None:
+            told.records.append(Record(name, output, told.real))
+
+    def _result(self, name: str, x: Tensor | None, current: Pass) -> GateOutput:
+        told = current.conditions
+        if told.pinned is not None:
+            weights = told.pinned.get(name, told.pinned.get(EVERYWHERE))
+            if weights is not None:
+                return GateOutput(weights, None, weights)
+        if told.held is not None and name in told.held:
+            return told.held[name]
+        gate = self.gates[name]
+        learned = any(parameter.requires_grad for parameter in gate.parameters())
+        if learned and current.grad and not torch.is_grad_enabled():
+            raise RuntimeError(
+                f"site {name!r} runs without gradient inside a forward that has one: re-entrant "
+                "checkpointing would lose the gate's gradient; enable checkpointing with "
+                "use_reentrant=False"
+            )
+        if x is None:
+            return gate(GateInput(None, None, told.kept), self.readers[name])
+        pool = spread(told.real if told.pool is None else told.pool, x.shape[0])
+        if told.source is None:
+            return gate(GateInput(x, pool, told.kept), self.readers[name])
+        rows, place = torch.unique(told.source, return_inverse=True)
+        given = GateInput(x[rows], None if pool is None else pool[rows], told.kept)
+        output = gate(given, self.readers[name])
+        experts = None if output.experts is None else output.experts[place]
+        return GateOutput(output.weights[place], experts, output.logits[place])
+
+
+def _outside(what: str) -> str:
+    return (
+        f"{what} ran outside of a forward of the mixed model: call the model itself, not its "
+        "parts, or unmix it first"
+    )
+
+
+def _input(module: nn.Module, args: Any, kwargs: Mapping[str, Any], name: str) -> Tensor:
+    """The tensor that a site's module is called with."""
+    for value in (*args, kwargs.get("hidden_states"), kwargs.get("x"), kwargs.get("input")):
+        if isinstance(value, Tensor):
+            return value
+    raise RuntimeError(
+        f"site {name!r}: {type(module).__name__} was called without a tensor that its gate could "
+        f"read (keywords: {', '.join(kwargs) or 'none'})"
+    )
+
+
+def spread(mask: Tensor | None, rows: int) -> Tensor | None:
+    """A mask for `rows` rows: where each row was multiplied in place (beams), so is its mask."""
+    if mask is None or mask.shape[0] == rows:
+        return mask
+    times, rest = divmod(rows, mask.shape[0])
+    if rest:
+        raise ValueError(f"conditions are given for {mask.shape[0]} rows, the model runs {rows}")
+    return mask.repeat_interleave(times, 0)

@@ -1,0 +1,133 @@
+"""An expert: one LoRA as named low-rank factors."""
+
+import hashlib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Factors:
+    """One layer's low-rank update, Delta-W = scale * b @ a.
+
+    Args:
+        a: Down projection, (rank, in_features).
+        b: Up projection, (out_features, rank).
+        scale: alpha / rank, or alpha / sqrt(rank) for rsLoRA.
+    """
+
+    a: Tensor
+    b: Tensor
+    scale: float
+
+    def __post_init__(self) -> None:
+        if self.a.dim() != 2 or self.b.dim() != 2 or self.a.shape[0] != self.b.shape[1]:
+            raise ValueError(
+                f"factors of shapes a {tuple(self.a.shape)}, b {tuple(self.b.shape)}: "
+                "expected (rank, in) and (out, rank)"
+            )
+
+    @property
+    def rank(self) -> int:
+        """Inner dimension of the update."""
+        return self.a.shape[0]
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Shape of Delta-W, (out_features, in_features)."""
+        return self.b.shape[0], self.a.shape[1]
+
+    def delta(self) -> Tensor:
+        """Delta-W itself, (out_features, in_features), in fp32."""
+        return self.scale * (self.b.float() @ self.a.float())
+
+
+@dataclass(frozen=True)
+class Expert:
+    """A LoRA by name: factors for each layer that it changes, by the layer's path in its model.
+
+    Args:
+        name: How masks, pins, gate files and pictures call it.
+        layers: Factors by module path, such as `model.layers.0.self_attn.q_proj`.
+        base: Name of the base model it was trained on, where known.
+        source: Where it was read from, for messages.
+    """
+
+    name: str
+    layers: Mapping[str, Factors]
+    base: str | None = None
+    source: str = field(default="memory", compare=False)
+
+    def __post_init__(self) -> None:
+        if not self.name or "/" in self.name or "\\" in self.name or self.name in {".", ".."}:
+            raise ValueError(f"expert name {self.name!r}: expected a plain word without slashes")
+        if not self.layers:
+            raise ValueError(f"expert {self.name!r} from {self.source} changes no layer")
+        for path, factors in self.layers.items():
+            for letter, factor in (("a", factors.a), ("b", factors.b)):
+                if not torch.isfinite(factor).all():
+                    raise ValueError(
+                        f"expert {self.name!r} from {self.source}: factor {letter} of {path} "
+                        "holds NaN or infinite numbers"
+                    )
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 of paths, scales and factors (as fp32): the same Delta-W written the same way."""
+        state = hashlib.sha256()
+        for path, factors in sorted(self.layers.items()):
+            state.update(f"{path} {tuple(factors.a.shape)} {factors.shape} {factors.scale!r}".encode())
+            for factor in (factors.a, factors.b):
+                state.update(factor.detach().float().cpu().contiguous().numpy().tobytes())
+        return state.hexdigest()
+
+    def renamed(self, paths: Mapping[str, str]) -> "Expert":
+        """The same expert with layer paths replaced (paths not named stay)."""
+        layers = {paths.get(path, path): factors for path, factors in self.layers.items()}
+        return Expert(self.name, layers, self.base, self.source)
+
+
+def check_names(experts: Sequence[Expert]) -> None:
+    """Raise ValueError unless there is at least one expert and all names differ."""
+    if not experts:
+        raise ValueError("a mixture needs at least one expert, got none")
+    names = [expert.name for expert in experts]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise ValueError(f"experts share the names {', '.join(twice)}: each needs its own")
+
+
+def check_fit(experts: Sequence[Expert], shapes: Mapping[str, tuple[int, int]]) -> None:
+    """Raise ValueError unless every factor of every expert fits a layer of the model.
+
+    Args:
+        experts: The experts to be mixed.
+        shapes: (out_features, in_features) of every linear layer of the model, by path.
+    """
+    for expert in experts:
+        known = [path for path in expert.layers if path in shapes]
+        strange = sorted(set(expert.layers) - set(known))
+        where = f"expert {expert.name!r} from {expert.source}"
+        if not known:
+            raise ValueError(
+                f"{where} matches no layer of this model: it changes {_some(strange)}; "
+                f"the model has {_some(shapes)}. It was made for another kind of base"
+            )
+        if strange:
+            raise ValueError(
+                f"{where} changes {len(strange)} layers that this model lacks: {_some(strange)}"
+            )
+        for path, factors in expert.layers.items():
+            if factors.shape != tuple(shapes[path]):
+                raise ValueError(
+                    f"{where}: {path} has an update of shape {factors.shape}, expected "
+                    f"{tuple(shapes[path])} of this model's layer. It was made for another base"
+                )
+
+
+def _some(names: Iterable[str]) -> str:
+    listed = list(names)
+    return ", ".join(listed[:3]) + (f" and {len(listed) - 3} more" if len(listed) > 3 else "")

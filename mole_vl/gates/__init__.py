@@ -1,0 +1,18 @@
+"""Gates: one file each; scores and normalisers are their parts."""
+
+from mole_vl.gates.constants import Average as Average, Constants as Constants, Sum as Sum
+from mole_vl.gates.gate import Gate as Gate, GateInput as GateInput, GateSpec as GateSpec
+from mole_vl.gates.mole import MoLE as MoLE
+from mole_vl.gates.normalisers import (
+    NormaliserSpec as NormaliserSpec,
+    ScaledSoftmax as ScaledSoftmax,
+    Sigmoid as Sigmoid,
+    Softmax as Softmax,
+)
+from mole_vl.gates.output import GateOutput as GateOutput
+from mole_vl.gates.scores import (
+    Free as Free,
+    Hidden as Hidden,
+    Responses as Responses,
+    ScoreSpec as ScoreSpec,
+)

@@ -1,0 +1,48 @@
+"""The gate's interface, and the specification that builds one for each site."""
+
+from abc import abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from mole_vl.gates.output import GateOutput
+from mole_vl.layers import MixtureLinear
+from mole_vl.sites import Site
+
+
+@dataclass(frozen=True)
+class GateInput:
+    """What a gate may read in one call.
+
+    Args:
+        x: The site's input, (rows, positions, width) or (rows, width); None for a gate that reads
+            nothing.
+        pool: Positions that a row's features average over, (rows, positions) bool; None for all.
+        kept: Experts that are not masked out, (E,) bool; None for all.
+    """
+
+    x: Tensor | None
+    pool: Tensor | None = None
+    kept: Tensor | None = None
+
+
+class Gate(nn.Module):
+    """Weights of a site's experts for one call. It returns all it knows and keeps nothing."""
+
+    @abstractmethod
+    def forward(self, given: GateInput, matrices: Sequence[MixtureLinear]) -> GateOutput:
+        """The weights; `matrices` are the site's layers that read the site's width."""
+
+
+class GateSpec:
+    """A kind of gate. One is built for each site of a mixture."""
+
+    @property
+    @abstractmethod
+    def reads_input(self) -> bool:
+        """Whether the gate looks at the site's input."""
+
+    @abstractmethod
+    def build(self, experts: Sequence[str], site: Site, matrices: Sequence[MixtureLinear]) -> Gate:
+        """The gate of one site as a module."""

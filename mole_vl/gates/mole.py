@@ -1,0 +1,90 @@
+"""MoLE: learned gates (Mixture of LoRA Experts, arXiv 2404.13628)."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from torch import Tensor
+
+from mole_vl.faults import one_of, refuse
+from mole_vl.gates.gate import Gate, GateInput, GateSpec
+from mole_vl.gates.normalisers import Normaliser, NormaliserSpec, Softmax
+from mole_vl.gates.output import GateOutput
+from mole_vl.gates.scores import Hidden, Score, ScoreSpec
+from mole_vl.layers import MixtureLinear
+from mole_vl.sites import Site
+
+Over = Literal["row", "position"]
+
+
+def pooled_mean(x: Tensor, pool: Tensor | None) -> Tensor:
+    """Mean over a row's pooled positions: (rows, positions, d) to (rows, d).
+
+    Raises:
+        ValueError: The mask has other positions than the input, or a row pools none.
+    """
+    if x.dim() == 2:
+        return x
+    if pool is None:
+        return x.mean(1)
+    if pool.shape != x.shape[:2]:
+        raise ValueError(
+            f"the pooled positions are given as {tuple(pool.shape)}, but the site reads "
+            f"{tuple(x.shape[:2])} rows and positions"
+        )
+    mask = pool.to(x.dtype).unsqueeze(-1)
+    count = mask.sum(1)
+    if not (count > 0).all():
+        raise ValueError("a row pools no position: it has no real input to gate on")
+    # A padded position may hold anything, infinities too: it must not meet a product.
+    return x.masked_fill(mask == 0, 0).sum(1) / count
+
+
+class LearnedGate(Gate):
+    """A score and a normaliser, over rows or positions."""
+
+    def __init__(self, score: Score, normaliser: Normaliser, over: Over) -> None:
+        super().__init__()
+        self.score = score
+        self.normaliser = normaliser
+        self.over = over
+
+    def forward(self, given: GateInput, matrices: Sequence[MixtureLinear]) -> GateOutput:
+        """Weights (E,), (rows, E) or (rows, positions, E)."""
+        x = given.x
+        if x is not None and self.over == "row":
+            x = pooled_mean(x, given.pool)
+        logits = self.score(x, matrices)
+        return GateOutput(self.normaliser(logits, given.kept), None, logits)
+
+    def extra_repr(self) -> str:
+        """What `print` says of the gate."""
+        return f"over={self.over}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class MoLE(GateSpec):
+    """A learned score, normalised: one gate a site.
+
+    Args:
+        score: What the gate reads: Hidden, Responses, or Free.
+        normaliser: Softmax, ScaledSoftmax or Sigmoid.
+        over: Whether weights vary by row (a picture, a prompt) or by position (a token).
+    """
+
+    score: ScoreSpec = Hidden()
+    normaliser: NormaliserSpec = Softmax()
+    over: Over = "row"
+
+    def __post_init__(self) -> None:
+        refuse("MoLE", [one_of("over", self.over, get_args(Over))])
+
+    @property
+    def reads_input(self) -> bool:
+        """Whether the gate looks at the site's input."""
+        return self.score.reads_input
+
+    def build(self, experts: Sequence[str], site: Site, matrices: Sequence[MixtureLinear]) -> Gate:
+        """The gate of one site as a module."""
+        score = self.score.build(len(experts), site.width, matrices)
+        return LearnedGate(score, self.normaliser.build(len(experts)), self.over)

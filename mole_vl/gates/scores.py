@@ -1,0 +1,119 @@
+"""Scores: from what a site reads to one number per expert. Every score starts at zero.
+
+Shape legend: lead = (rows,) or (rows, positions), d width, E experts, R rank summed over experts.
+"""
+
+import math
+from abc import abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mole_vl.layers import MixtureLinear
+
+
+class Score(nn.Module):
+    """Maps a site's input (lead, d) to logits (lead, E), in fp32."""
+
+    @abstractmethod
+    def forward(self, x: Tensor, matrices: Sequence[MixtureLinear]) -> Tensor:
+        """Logits of the experts; `matrices` are the site's layers."""
+
+
+class ScoreSpec:
+    """A score to be built for one site."""
+
+    reads_input: bool = True
+
+    @abstractmethod
+    def build(self, experts: int, width: int, matrices: Sequence[MixtureLinear]) -> Score:
+        """The score as a module, at zero."""
+
+
+class _HiddenScore(Score):
+    def __init__(self, experts: int, width: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(experts, width))
+        self.bias = nn.Parameter(torch.zeros(experts))
+
+    def forward(self, x: Tensor, matrices: Sequence[MixtureLinear]) -> Tensor:
+        # L2-normalised times sqrt(d): features of unit size each, whatever the width.
+        features = F.normalize(x.float(), dim=-1) * math.sqrt(x.shape[-1])
+        return F.linear(features, self.weight.float(), self.bias.float())
+
+
+class _ResponseScore(Score):
+    """`W . normalise(concat_m,e s_e B_e A_e x)` without the concatenation.
+
+    With `h = A x`, the product with W's part for matrix m is `h . P` with `P = (s B)^T W^T`, and
+    the norm is `h . G h` with the Gram matrix G of each expert's `s_e B_e`: nothing of the size
+    experts x out_features is built for any position.
+    """
+
+    def __init__(self, experts: int, matrices: Sequence[MixtureLinear]) -> None:
+        super().__init__()
+        self.experts = experts
+        out = sum(m.out_features for m in matrices)
+        self.features = experts * out
+        # One (E, E * out) weight: for each expert scored, each expert's response, matrix by matrix.
+        self.weight = nn.Parameter(torch.zeros(experts, experts, out))
+        self.bias = nn.Parameter(torch.zeros(experts))
+
+    def forward(self, x: Tensor, matrices: Sequence[MixtureLinear]) -> Tensor:
+        numerator = torch.zeros((), device=x.device)
+        square = torch.zeros((), device=x.device)
+        parts = self.weight.float().split([m.out_features for m in matrices], dim=-1)
+        for matrix, part in zip(matrices, parts, strict=True):
+            hidden_R = F.linear(x.float(), matrix.a.float())
+            columns_oR = matrix.b.float() * matrix.scales
+            # Rank j belongs to expert segments[j]: it meets that expert's slice of W.
+            product_ER = torch.einsum("fjo,oj->fj", part[:, matrix.segments], columns_oR)
+            numerator = numerator + hidden_R @ product_ER.T
+            gram_RR = matrix.responses_gram()
+            square = square + ((hidden_R @ gram_RR) * hidden_R).sum(-1, keepdim=True)
+        norm = square.clamp_min(1e-12).sqrt()
+        return numerator * (math.sqrt(self.features) / norm) + self.bias.float()
+
+
+class _FreeScore(Score):
+    def __init__(self, experts: int) -> None:
+        super().__init__()
+        self.logits = nn.Parameter(torch.zeros(experts))
+
+    def forward(self, x: Tensor, matrices: Sequence[MixtureLinear]) -> Tensor:
+        return self.logits.float()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Hidden(ScoreSpec):
+    """Reads the site's input, L2-normalised (the MoLE authors' code)."""
+
+    def build(self, experts: int, width: int, matrices: Sequence[MixtureLinear]) -> Score:
+        """The score as a module, at zero."""
+        return _HiddenScore(experts, width)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Responses(ScoreSpec):
+    """Reads what each expert would answer (the MoLE paper, eq. 4-5): `s_e B_e A_e x`.
+
+    Taken for each matrix of the site that reads the site's width, concatenated, L2-normalised.
+    """
+
+    def build(self, experts: int, width: int, matrices: Sequence[MixtureLinear]) -> Score:
+        """The score as a module, at zero."""
+        return _ResponseScore(experts, matrices)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Free(ScoreSpec):
+    """Reads nothing: one learned weight vector a site."""
+
+    reads_input = False
+
+    def build(self, experts: int, width: int, matrices: Sequence[MixtureLinear]) -> Score:
+        """The score as a module, at zero."""
+        return _FreeScore(experts)

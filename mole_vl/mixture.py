@@ -1,0 +1,274 @@
+"""The handle of a mixed model: gates, contexts, and the way back."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from mole_vl.dispatch import Dispatch
+from mole_vl.experts import Expert
+from mole_vl.gates import Gate, GateInput, GateSpec
+from mole_vl.layers import MixtureLinear
+from mole_vl.passes import EVERYWHERE, Record
+from mole_vl.sites import Site, SiteKind
+
+ATTRIBUTE = "mixture"
+
+
+@dataclass
+class _Wiring:
+    """What the handle works on without registering it a second time."""
+
+    model: nn.Module
+    hooks: list[RemovableHandle]
+    trainable: frozenset[str]
+    originals: dict[str, Tensor]
+
+
+class Mixture(nn.Module):
+    """A mixed model's handle, registered on it as `model.mixture`. Made by `mix`.
+
+    Contexts hold for the forwards begun inside them by the thread that entered; another thread's
+    forward waits.
+
+    Args:
+        experts: The experts in order.
+        spec: The gates' specification.
+        kind: Which layers share one gate.
+        sites: Where gates sit.
+        paths: The layers that are to carry experts, with their frozen base layers.
+    """
+
+    def __init__(
+        self,
+        experts: Sequence[Expert],
+        spec: GateSpec,
+        kind: SiteKind,
+        sites: Sequence[Site],
+        paths: Mapping[str, nn.Module],
+    ) -> None:
+        super().__init__()
+        self.names = tuple(expert.name for expert in experts)
+        self.digests = tuple(expert.digest for expert in experts)
+        self.spec = spec
+        self.kind: SiteKind = kind
+        self.sites = {site.name: site for site in sites}
+        layers = {
+            path: MixtureLinear(
+                path,
+                base,
+                [expert.layers.get(path) for expert in experts],
+                partial(self._weights_of, path),
+            )
+            for path, base in paths.items()
+        }
+        gates, readers = {}, {}
+        for site in sites:
+            members = [layers[path] for path in site.matrices]
+            readers[site.name] = tuple(m for m in members if m.in_features == site.width)
+            gate = spec.build(self.names, site, readers[site.name])
+            gates[site.name] = gate.to(members[0].a.device)
+        # A ModuleDict key must hold no dots; a module's path holds no slash.
+        self.gates = nn.ModuleDict({name.replace(".", "/"): gate for name, gate in gates.items()})
+        self._dispatch = Dispatch(self.sites, gates, readers, spec.reads_input)
+        # In a plain dict: the model registers the layers, the handle must not do it again.
+        self._layers = layers
+        self._wiring: _Wiring | None = None
+
+    def wire(self, model: nn.Module) -> None:
+        """Put the mixture layers into the model, hook the gates in, freeze the base."""
+        for path, layer in self._layers.items():
+            put_module(model, path, layer)
+        hooks = self._dispatch.attach(model)
+        trainable = frozenset(n for n, p in model.named_parameters() if p.requires_grad)
+        model.requires_grad_(False)
+        self._wiring = _Wiring(model, hooks, trainable, {})
+        model.add_module(ATTRIBUTE, self)
+
+    def _weights_of(self, path: str) -> Tensor | None:
+        return self._dispatch.weights_of(path)
+
+    def _wired(self) -> _Wiring:
+        if self._wiring is None:
+            raise RuntimeError("this mixture was unmixed: mix the model again")
+        return self._wiring
+
+    # Contexts
+
+    def disabled(self) -> AbstractContextManager[None]:
+        """A context in which the base speaks alone."""
+        return self._dispatch.told(disabled=True)
+
+    def scaled(self, strength: float | Tensor) -> AbstractContextManager[None]:
+        """A context in which the whole mixture is multiplied by `strength`."""
+        return self._dispatch.told(strength=strength)
+
+    def masked(self, names: Sequence[str]) -> AbstractContextManager[None]:
+        """A context without the named experts; what the others get is the normaliser's to say.
+
+        Raises:
+            ValueError: An unknown name, or no expert left.
+        """
+        if isinstance(names, str):
+            names = [names]
+        self._known(names)
+        kept = torch.tensor([name not in names for name in self.names], device=self._device())
+        if not kept.any():
+            raise ValueError("masked: no expert is left; disabled() lets the base speak alone")
+        return self._dispatch.told(kept=kept)
+
+    def pinned(self, weights: Tensor | Mapping[str, Any]) -> AbstractContextManager[None]:
+        """A context in which given weights replace the gates'.
+
+        Args:
+            weights: (E,) or (rows, E) in the order of `names`; or a weight by expert's name, zero
+                for the others; or one of these by site's name, the other sites keeping their gates.
+
+        Raises:
+            ValueError: A name that is neither an expert's nor a site's, or a wrong length.
+        """
+        if isinstance(weights, Mapping) and weights and set(weights) <= set(self.sites):
+            return self._dispatch.told(pinned={k: self._vector(v) for k, v in weights.items()})
+        return self._dispatch.told(pinned={EVERYWHERE: self._vector(weights)})
+
+    def condition(
+        self,
+        *,
+        real: Tensor | None = None,
+        pool: Tensor | None = None,
+        source: Tensor | None = None,
+        hold: bool = False,
+    ) -> AbstractContextManager[None]:
+        """A context that tells the gates of the rows that the forwards inside carry.
+
+        Args:
+            real: Positions that are no padding, (rows, positions) bool.
+            pool: Positions that a row's features average over; the real ones if not given.
+            source: For each row, the row whose gate result it takes, (rows,) long: a picture's
+                negative row takes its positive row's.
+            hold: Whether the first forward's row weights serve all forwards inside: a prompt's,
+                while its answer is generated.
+        """
+        held = {} if hold else None
+        return self._dispatch.told(real=real, pool=pool, source=source, held=held)
+
+    @contextmanager
+    def record(self) -> Iterator[list[Record]]:
+        """A context that lists each gate's result, once a forward."""
+        records: list[Record] = []
+        with self._dispatch.told(records=records):
+            yield records
+
+    def _vector(self, given: Any) -> Tensor:
+        if isinstance(given, Mapping):
+            self._known(given)
+            given = [float(given.get(name, 0.0)) for name in self.names]
+        weights = torch.as_tensor(given, dtype=torch.float32, device=self._device())
+        if weights.shape[-1:] != (len(self.names),):
+            raise ValueError(
+                f"weights of shape {tuple(weights.shape)}: expected {len(self.names)} at the end, "
+                f"for {', '.join(self.names)}"
+            )
+        return weights
+
+    def _known(self, names: Any) -> None:
+        strange = [name for name in names if name not in self.names]
+        if strange:
+            raise ValueError(
+                f"unknown expert {', '.join(map(repr, strange))}: the mixture has "
+                f"{', '.join(self.names)}"
+            )
+
+    def _device(self) -> torch.device:
+        return next(iter(self._layers.values())).a.device
+
+    # The model
+
+    def base_state_dict(self) -> dict[str, Tensor]:
+        """The base model's own state under its own keys: what saving the base must write."""
+        state = self._wired().model.state_dict()
+        return {key: value for key, value in state.items() if not key.startswith(f"{ATTRIBUTE}.")}
+
+    @torch.no_grad()
+    def bake(self, weights: Tensor | Mapping[str, Any] | None = None) -> None:
+        """Fold constant weights into the base's own; the gates are silent from then on.
+
+        Args:
+            weights: As for `pinned`, without rows; None for the gates' own weights, which must
+                not vary then.
+
+        Raises:
+            ValueError: The gates' weights vary with the input and none are given, or a base
+                weight is quantised.
+            RuntimeError: The mixture is baked already.
+        """
+        wiring = self._wired()
+        if wiring.originals:
+            raise RuntimeError("this mixture is baked already: unmix() gives the base back")
+        quantised = [p for p, m in self._layers.items() if not m.weight.is_floating_point()]
+        if quantised:
+            raise ValueError(f"bake: {quantised[0]} is quantised and cannot take a sum")
+        baked = {
+            path: (layer.weight.float() + layer.delta(self._constant(path, weights)))
+            for path, layer in self._layers.items()
+        }
+        for path, weight in baked.items():
+            own = self._layers[path].weight
+            wiring.originals[path] = own.detach().clone()
+            own.copy_(weight.to(own.dtype))
+        self._dispatch.silent = True
+
+    def _constant(self, path: str, given: Tensor | Mapping[str, Any] | None) -> Tensor:
+        name = self._dispatch.site_of[path].name
+        if isinstance(given, Mapping) and name in given:
+            weights = self._vector(given[name])
+        elif given is not None:
+            weights = self._vector(given)
+        elif self.spec.reads_input:
+            raise ValueError(
+                "bake: these gates read their input, so their weights vary; give the weights to "
+                "bake, such as the mean of what record() lists"
+            )
+        else:
+            gate, readers = self._dispatch.gates[name], self._dispatch.readers[name]
+            weights = gate(GateInput(None), readers).weights
+        if weights.dim() != 1:
+            raise ValueError(f"bake: weights of shape {tuple(weights.shape)}, expected (experts,)")
+        return weights
+
+    @torch.no_grad()
+    def unmix(self) -> nn.Module:
+        """Give the base model back, bit for bit, and return it; the handle is of no use then."""
+        wiring = self._wired()
+        for path, weight in wiring.originals.items():
+            self._layers[path].weight.copy_(weight)
+        for hook in wiring.hooks:
+            hook.remove()
+        for path, layer in self._layers.items():
+            put_module(wiring.model, path, layer.base)
+        delattr(wiring.model, ATTRIBUTE)
+        for name, parameter in wiring.model.named_parameters():
+            parameter.requires_grad_(name in wiring.trainable)
+        self._wiring = None
+        return wiring.model
+
+    def gate(self, site: str) -> Gate:
+        """The gate of a site, by the site's name."""
+        return self._dispatch.gates[site]
+
+    def extra_repr(self) -> str:
+        """Experts and sites, for `print(mixture)`."""
+        lines = [f"experts: {', '.join(self.names)}", f"{self.kind} sites:"]
+        lines += [f"  {site.name}: {len(site.matrices)} layers" for site in self.sites.values()]
+        return "\n".join(lines)
+
+
+def put_module(model: nn.Module, path: str, module: nn.Module) -> None:
+    """Set the submodule at `path`."""
+    parent, _, child = path.rpartition(".")
+    setattr(model.get_submodule(parent), child, module)

@@ -1,0 +1,142 @@
+"""What one forward of a mixed model was told and found: its pass.
+
+A layer may run again during backward (activation checkpointing), after other forwards, and must
+then read what it read first. So nothing is looked up in a "current" slot there: the node that
+autograd is at belongs to the forward whose range of sequence numbers holds its own, and that
+forward's pass answers. A pass lives as long as the graph of its forward does.
+"""
+
+import weakref
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mole_vl.gates import GateOutput
+
+
+# Key of pinned weights that serve every site.
+EVERYWHERE = ""
+
+
+@dataclass(frozen=True)
+class Record:
+    """One gate's result in one forward.
+
+    Args:
+        site: Name of the site.
+        output: What the gate returned.
+        real: Positions that are no padding, (rows, positions) bool; None where all are real.
+    """
+
+    site: str
+    output: GateOutput
+    real: Tensor | None
+
+
+@dataclass(frozen=True)
+class Conditions:
+    """What the next forwards are told, snapshot by each pass.
+
+    Args:
+        strength: Multiplies the whole mixture; a float or a scalar tensor.
+        disabled: Whether the base alone speaks.
+        kept: Experts not masked out, (E,) bool, or None.
+        pinned: Weights that replace the gates', by site or under EVERYWHERE, or None.
+        real: Positions that are no padding, (rows, positions) bool, or None.
+        pool: Positions that a row's features average over; None for the real ones.
+        source: For each row, the row whose gate result it takes, (rows,); None for its own.
+        held: Results of row gates that later forwards take over (a prompt's, while its answer is
+            generated), filled by the first forward; None for gates computed anew.
+        records: Where results are listed, or None.
+    """
+
+    strength: float | Tensor = 1.0
+    disabled: bool = False
+    kept: Tensor | None = None
+    pinned: Mapping[str, Tensor] | None = None
+    real: Tensor | None = None
+    pool: Tensor | None = None
+    source: Tensor | None = None
+    held: dict[str, GateOutput] | None = None
+    records: list[Record] | None = None
+
+
+@dataclass(eq=False)
+class Pass:
+    """One forward: its conditions and its gates' results."""
+
+    conditions: Conditions
+    first: int
+    grad: bool
+    last: int | None = None
+    results: dict[str, GateOutput] = field(default_factory=dict)
+    replayed: dict[str, GateOutput] = field(default_factory=dict)
+
+
+def replaying() -> bool:
+    """Whether code runs inside a backward: a checkpointed part is running again."""
+    return torch._C._current_graph_task_id() != -1
+
+
+class Passes:
+    """The passes of one mixture: the one in progress and those whose graphs are alive."""
+
+    def __init__(self) -> None:
+        self.current: Pass | None = None
+        self._alive: list[weakref.ref[Pass]] = []
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Passes":
+        return Passes()
+
+    def __reduce__(self) -> tuple[type["Passes"], tuple[()]]:
+        return Passes, ()
+
+    def open(self, conditions: Conditions) -> Pass:
+        """Begin a forward."""
+        grad = torch.is_grad_enabled()
+        self.current = Pass(conditions, torch.autograd._get_sequence_nr(), grad)
+        return self.current
+
+    def close(self, output: Any) -> None:
+        """End the forward in progress; `output` keeps its pass alive."""
+        ended, self.current = self.current, None
+        if ended is None:
+            return
+        ended.last = torch.autograd._get_sequence_nr()
+        nodes = [t.grad_fn for t in _tensors(output) if t.grad_fn is not None]
+        if nodes:
+            self._alive = [ref for ref in self._alive if ref() is not None]
+            self._alive.append(weakref.ref(ended))
+            for node in nodes:
+                node.metadata.setdefault("mole_vl", []).append(ended)
+
+    def of_backward(self) -> Pass:
+        """The pass of the forward whose graph the running backward is in."""
+        node = torch._C._current_autograd_node()
+        number = node._sequence_nr()  # pyright: ignore[reportAttributeAccessIssue]
+        for ref in self._alive:
+            found = ref()
+            if found and found.last is not None and found.first <= number < found.last:
+                return found
+        raise RuntimeError(
+            "a mixed layer runs inside a backward, but not as a part of a forward of its model; "
+            "call the model itself where activations are checkpointed, not its blocks"
+        )
+
+
+def _tensors(output: Any) -> Iterator[Tensor]:
+    """Every tensor of a model's output: a tensor, a sequence, a mapping, or an object of fields."""
+    if isinstance(output, Tensor):
+        yield output
+    elif isinstance(output, Mapping):
+        for value in output.values():
+            yield from _tensors(value)
+    elif isinstance(output, list | tuple):
+        for value in output:
+            yield from _tensors(value)
+    elif hasattr(output, "__dict__"):
+        for value in vars(output).values():
+            yield from _tensors(value)

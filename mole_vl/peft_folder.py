@@ -1,0 +1,214 @@
+"""PEFT's folders: adapter_config.json and adapter_model.safetensors, read and written.
+
+Read without peft, so that nothing of transformers comes in; a test holds the result against
+peft's own. A field of the config that changes the arithmetic and is not known here is refused.
+"""
+
+import json
+import math
+import re
+import shutil
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from mole_vl.experts import Expert, Factors
+
+CONFIG = "adapter_config.json"
+WEIGHTS = "adapter_model.safetensors"
+_PREFIX = "base_model.model."
+_KEY = re.compile(r"^(?P<path>.+)\.lora_(?P<letter>[AB])(\.default)?\.weight$")
+
+# Fields that say how an adapter was trained or where it goes, not what it computes.
+_HARMLESS = {
+    "task_type", "peft_type", "auto_mapping", "peft_version", "base_model_name_or_path", "revision",
+    "inference_mode", "target_modules", "exclude_modules", "lora_dropout", "layers_to_transform",
+    "layers_pattern", "megatron_core", "qalora_group_size", "ensure_weight_tying", "eva_config",
+    "loftq_config", "corda_config", "lora_ga_config", "runtime_config",
+}  # fmt: skip
+_ARITHMETIC = {
+    "r", "lora_alpha", "rank_pattern", "alpha_pattern", "use_rslora", "bias", "init_lora_weights",
+    "fan_in_fan_out",
+}  # fmt: skip
+# Initialisations that leave the base as it is. The others move a part of the base into the
+# adapter, so that it fits no base but the one changed with it.
+_PLAIN_STARTS = (True, False, "gaussian", "orthogonal", "eva")
+
+
+def read_peft(folder: str | Path, name: str | None = None) -> Expert:
+    """Read one expert from a PEFT LoRA folder.
+
+    Args:
+        folder: Folder with adapter_config.json and adapter_model.safetensors.
+        name: The expert's name; the folder's if not given.
+
+    Raises:
+        FileNotFoundError: The folder or one of its files is missing.
+        ValueError: A damaged file, a config that this arithmetic does not cover, factors that do
+            not agree with the config, NaN; the message names file and key.
+    """
+    folder = Path(folder)
+    config = _read_config(folder)
+    tensors = _read_tensors(folder)
+    pairs: dict[str, dict[str, Tensor]] = {}
+    for key, tensor in tensors.items():
+        found = _KEY.match(key.removeprefix(_PREFIX))
+        if found is None:
+            raise ValueError(
+                f"{folder / WEIGHTS}: the key {key!r} is no LoRA factor of a linear layer; "
+                "expected keys such as base_model.model.PATH.lora_A.weight"
+            )
+        pairs.setdefault(found["path"], {})[found["letter"]] = tensor
+    layers = {path: _factors(folder, path, pair, config) for path, pair in pairs.items()}
+    return Expert(
+        name or folder.resolve().name, layers, config.get("base_model_name_or_path"), str(folder)
+    )
+
+
+def read_components(folder: str | Path, name: str | None = None) -> dict[str, Expert]:
+    """Read an expert's parts from a folder of PEFT folders (`unet/`, `text_encoder/`).
+
+    Returns:
+        The expert of each component; the empty component for a plain PEFT folder.
+
+    Raises:
+        FileNotFoundError: Neither the folder nor its children are PEFT folders.
+    """
+    folder = Path(folder)
+    name = name or folder.resolve().name
+    if (folder / CONFIG).exists():
+        return {"": read_peft(folder, name)}
+    parts = sorted(path.parent for path in folder.glob(f"*/{CONFIG}"))
+    if not parts:
+        raise FileNotFoundError(
+            f"{folder}: no {CONFIG} in it or in its folders; expected a PEFT LoRA folder or a "
+            "folder of them by component"
+        )
+    return {part.name: read_peft(part, name) for part in parts}
+
+
+def write_peft(expert: Expert, folder: str | Path, dtype: torch.dtype | None = None) -> None:
+    """Write an expert as a PEFT LoRA folder, in one rename; an older folder there is replaced.
+
+    Args:
+        expert: Ranks and scales may differ by layer: they become rank_pattern and alpha_pattern.
+        folder: Where to.
+        dtype: Type of the stored factors; their own if not given.
+    """
+    folder = Path(folder)
+    ranks = {path: factors.rank for path, factors in expert.layers.items()}
+    alphas = {path: factors.scale * factors.rank for path, factors in expert.layers.items()}
+    rank, alpha = max(ranks.values()), max(alphas.values())
+    config = {
+        "peft_type": "LORA",
+        "task_type": None,
+        "base_model_name_or_path": expert.base,
+        "inference_mode": True,
+        "r": rank,
+        "lora_alpha": alpha,
+        "rank_pattern": {_exact(p): r for p, r in ranks.items() if r != rank},
+        "alpha_pattern": {_exact(p): a for p, a in alphas.items() if a != alpha},
+        "target_modules": sorted(expert.layers),
+        "lora_dropout": 0.0,
+        "bias": "none",
+        "use_rslora": False,
+    }
+    tensors = {}
+    for path, factors in expert.layers.items():
+        for letter, factor in (("A", factors.a), ("B", factors.b)):
+            stored = factor.detach().cpu().to(dtype or factor.dtype).contiguous()
+            tensors[f"{_PREFIX}{path}.lora_{letter}.weight"] = stored
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    try:
+        (partial / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
+        save_file(tensors, partial / WEIGHTS, metadata={"format": "pt"})
+        partial.chmod(0o755)
+        shutil.rmtree(folder, ignore_errors=True)
+        partial.rename(folder)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _exact(path: str) -> str:
+    # PEFT matches a pattern against the end of a module's path: anchor it, and quote its dots.
+    return "^" + re.escape(path)
+
+
+def _read_config(folder: Path) -> Mapping[str, Any]:
+    file = folder / CONFIG
+    if not file.exists():
+        raise FileNotFoundError(f"{file} is missing: {folder} is no PEFT LoRA folder")
+    try:
+        config = json.loads(file.read_text())
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{file} is no JSON: {error}") from error
+    if not isinstance(config, dict) or config.get("peft_type") != "LORA":
+        kind = config.get("peft_type") if isinstance(config, dict) else type(config).__name__
+        raise ValueError(f"{file}: peft_type is {kind!r}, expected 'LORA'")
+    active = {key: value for key, value in config.items() if value not in (None, False, [], {})}
+    faults = [
+        f"{key} = {value!r} is not supported"
+        for key, value in active.items()
+        if key not in _HARMLESS | _ARITHMETIC
+    ]
+    if config.get("bias", "none") != "none":
+        faults.append(f"bias = {config['bias']!r}, expected 'none'")
+    if config.get("fan_in_fan_out"):
+        faults.append("fan_in_fan_out = true: factors of Conv1D layers are not supported")
+    start = config.get("init_lora_weights", True)
+    if start not in _PLAIN_STARTS:
+        faults.append(f"init_lora_weights = {start!r} changes the base; convert it to plain LoRA")
+    for key, kind in (("r", int), ("lora_alpha", int | float)):
+        if not isinstance(config.get(key), kind) or config[key] <= 0:
+            faults.append(f"{key} = {config.get(key)!r}, expected a positive number")
+    if faults:
+        raise ValueError(f"{file}: " + "; ".join(faults))
+    return config
+
+
+def _read_tensors(folder: Path) -> Mapping[str, Tensor]:
+    file = folder / WEIGHTS
+    if not file.exists():
+        pickled = folder / "adapter_model.bin"
+        if pickled.exists():
+            raise ValueError(
+                f"{pickled} is a pickle, which can run code when it is read; convert it to "
+                f"{WEIGHTS} where you trust it"
+            )
+        raise FileNotFoundError(f"{file} is missing")
+    try:
+        return load_file(file)
+    except SafetensorError as error:
+        raise ValueError(f"{file} is damaged or no safetensors file: {error}") from error
+
+
+def _factors(
+    folder: Path, path: str, pair: Mapping[str, Tensor], config: Mapping[str, Any]
+) -> Factors:
+    where = f"{folder / WEIGHTS}: {path}"
+    if set(pair) != {"A", "B"}:
+        raise ValueError(f"{where} has lora_{next(iter(pair))} alone, expected A and B")
+    a, b = pair["A"], pair["B"]
+    rank = _pattern(config.get("rank_pattern"), path, config["r"])
+    if a.dim() != 2 or b.dim() != 2 or a.shape[0] != rank or b.shape[1] != rank:
+        raise ValueError(
+            f"{where} has factors of shape {tuple(a.shape)} and {tuple(b.shape)}, expected rank "
+            f"{rank}: ({rank}, in) and (out, {rank})"
+        )
+    alpha = _pattern(config.get("alpha_pattern"), path, config["lora_alpha"])
+    return Factors(a, b, alpha / math.sqrt(rank) if config.get("use_rslora") else alpha / rank)
+
+
+def _pattern(patterns: Mapping[str, Any] | None, path: str, default: Any) -> Any:
+    """The value of the first pattern that matches the end of a path, as peft reads them."""
+    for pattern, value in (patterns or {}).items():
+        if re.match(rf"(.*\.)?({pattern})$", path):
+            return value
+    return default

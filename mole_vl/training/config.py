@@ -1,0 +1,86 @@
+"""How `fit` trains."""
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from mole_vl.faults import at_least, between, one_of, refuse
+
+_SCHEDULES = ("constant", "linear", "cosine")
+
+
+@dataclass(frozen=True, kw_only=True)
+class FitConfig:
+    """Settings of the training loop. Precision and processes are `accelerate launch`'s.
+
+    Args:
+        output: Folder for checkpoints and `metrics.jsonl`; a run found there is resumed.
+        steps: Optimiser steps in all.
+        rows: Rows of the global batch, over all processes.
+        micro_rows: Rows that one process holds at once; None for its whole part of the batch.
+        lr: Peak learning rate of AdamW.
+        schedule: Course of the rate after the warm-up: constant, or to zero by a line or a cosine.
+        warmup: Steps over which the rate rises from zero.
+        weight_decay: AdamW's decoupled decay.
+        clip: Largest norm of the whole gradient; None for no limit.
+        ema: Decay of an average of the weights that is what remains at the end; 0 for none.
+        seed: Seed of everything random.
+        save_every: Steps between checkpoints.
+        log_every: Steps between lines of the log.
+        trackers: Trackers of accelerate by name, such as tensorboard or wandb.
+        progress: Whether a progress bar is shown.
+    """
+
+    output: Path
+    steps: int
+    rows: int = 16
+    micro_rows: int | None = None
+    lr: float = 3e-3
+    schedule: Literal["constant", "linear", "cosine"] = "cosine"
+    warmup: int = 0
+    weight_decay: float = 0.0
+    clip: float | None = 1.0
+    ema: float = 0.0
+    seed: int = 0
+    save_every: int = 100
+    log_every: int = 10
+    trackers: tuple[str, ...] = ()
+    progress: bool = True
+
+    def __post_init__(self) -> None:
+        refuse(
+            "FitConfig",
+            [
+                at_least("steps", self.steps, 1),
+                at_least("rows", self.rows, 1),
+                at_least("micro_rows", self.micro_rows, 1),
+                None if self.lr > 0 else f"lr is {self.lr}, expected a positive number",
+                one_of("schedule", self.schedule, _SCHEDULES),
+                between("warmup", self.warmup, 0, self.steps),
+                at_least("weight_decay", self.weight_decay, 0),
+                None if self.clip is None or self.clip > 0 else f"clip is {self.clip}, expected > 0",
+                None if 0 <= self.ema < 1 else f"ema is {self.ema}, expected 0 <= ema < 1",
+                at_least("seed", self.seed, 0),
+                at_least("save_every", self.save_every, 1),
+                at_least("log_every", self.log_every, 1),
+            ],
+        )
+
+    def rate(self, step: int) -> float:
+        """The learning rate of step `step` (counted from 0)."""
+        if step < self.warmup:
+            return self.lr * (step + 1) / self.warmup
+        done = (step - self.warmup) / max(1, self.steps - self.warmup)
+        if self.schedule == "constant":
+            return self.lr
+        if self.schedule == "linear":
+            return self.lr * (1 - done)
+        return self.lr * 0.5 * (1 + math.cos(math.pi * done))
+
+    def arithmetic(self) -> dict[str, object]:
+        """The settings that decide the weights: a resumed run must agree on them."""
+        names = ["rows", "lr", "schedule", "warmup", "weight_decay", "clip", "ema", "seed"]
+        if self.schedule != "constant":
+            names.append("steps")
+        return {name: getattr(self, name) for name in names}

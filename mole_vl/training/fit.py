@@ -1,0 +1,238 @@
+"""The only training loop of the project.
+
+A step: the global batch is `rows` rows, each with randomness of its own; every process takes its
+part, in pieces of `micro_rows`; per-unit terms are weighed by the units of the whole global batch;
+gradients are summed over pieces and processes; AdamW steps. So one process and two, one piece and
+four, an unbroken run and a resumed one take the same steps.
+"""
+
+import json
+import math
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import set_seed
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from mole_vl.processes import sum_over_processes
+from mole_vl.training.config import FitConfig
+from mole_vl.training.rows import mix_seed, rows_of_step
+from mole_vl.training.snapshot import Snapshot, read_snapshot, write_snapshot
+from mole_vl.training.task import Task
+
+
+@dataclass(frozen=True)
+class FitResult:
+    """How a run ended: steps in all, seconds spent by this call, the last step's terms."""
+
+    step: int
+    seconds: float
+    terms: Mapping[str, float]
+
+
+class _Run:
+    """A run in progress: the trained parameters, their optimiser and averages, and the log."""
+
+    def __init__(self, task: Task, config: FitConfig) -> None:
+        self.task = task
+        self.config = config
+        self.accelerator = Accelerator(
+            log_with=list(config.trackers) or None, project_dir=str(config.output)
+        )
+        task.place(self.accelerator.device)
+        self.parameters = dict(task.parameters())
+        if not self.parameters:
+            raise ValueError("fit: the task has no parameters to train")
+        optimizer = torch.optim.AdamW(
+            list(self.parameters.values()), lr=config.lr, weight_decay=config.weight_decay
+        )
+        self.optimizer = self.accelerator.prepare(optimizer)
+        self.averages = (
+            {name: p.detach().clone() for name, p in self.parameters.items()} if config.ema else {}
+        )
+        self.step = 0
+        self.log_file = config.output / "metrics.jsonl"
+        self._check_processes()
+
+    def _check_processes(self) -> None:
+        processes = self.accelerator.num_processes
+        local, rest = divmod(self.config.rows, processes)
+        if rest:
+            raise ValueError(
+                f"fit: {self.config.rows} rows do not divide into {processes} processes; "
+                f"choose a multiple of {processes}"
+            )
+        self.micro_rows = min(self.config.micro_rows or local, local)
+        if local % self.micro_rows:
+            raise ValueError(
+                f"fit: a process's {local} rows do not divide into pieces of {self.micro_rows}; "
+                "choose micro_rows that divides them"
+            )
+
+    def resume(self) -> None:
+        """Take up the run found in the output folder, if there is one."""
+        with self.accelerator.main_process_first():
+            snapshot = read_snapshot(self.config.output)
+        if snapshot is None:
+            return
+        now = json.loads(json.dumps(self.config.arithmetic()))
+        faults = [
+            f"{name} was {snapshot.settings.get(name)!r}, is {value!r}"
+            for name, value in now.items()
+            if snapshot.settings.get(name) != value
+        ]
+        if set(snapshot.weights) != set(self.parameters):
+            odd = sorted(set(snapshot.weights) ^ set(self.parameters))
+            faults.append(f"other parameters are trained: {', '.join(odd[:5])}")
+        if faults:
+            raise ValueError(
+                f"fit: the run in {self.config.output} was made with other settings "
+                f"({'; '.join(faults)}); take another output folder, or remove this one"
+            )
+        with torch.no_grad():
+            for name, parameter in self.parameters.items():
+                parameter.copy_(snapshot.weights[name])
+                if self.averages:
+                    self.averages[name].copy_(snapshot.averages[name])
+        self.optimizer.load_state_dict(dict(snapshot.optimizer))
+        self.step = snapshot.step
+        if self.accelerator.is_main_process and self.log_file.exists():
+            lines = self.log_file.read_text().splitlines()
+            kept = [line for line in lines if json.loads(line)["step"] <= self.step]
+            self.log_file.write_text("".join(line + "\n" for line in kept))
+
+    def save(self) -> None:
+        """Write a snapshot, once for all processes."""
+        if self.accelerator.is_main_process:
+            weights = {name: p.detach().cpu() for name, p in self.parameters.items()}
+            averages = {name: p.cpu() for name, p in self.averages.items()}
+            snapshot = Snapshot(
+                self.step, self.config.arithmetic(), weights, averages, self.optimizer.state_dict()
+            )
+            write_snapshot(self.config.output, snapshot)
+        self.accelerator.wait_for_everyone()
+
+    def advance(self) -> dict[str, float]:
+        """One optimiser step; returns each term's value over the global batch."""
+        config, accelerator = self.config, self.accelerator
+        process, processes = accelerator.process_index, accelerator.num_processes
+        # Whatever draws from the global generators (a dropout) draws the same after a resume.
+        set_seed(mix_seed(config.seed, self.step, process) % 2**32)
+        local = rows_of_step(config.seed, self.step, config.rows)
+        share = config.rows // processes
+        local = local[process * share : (process + 1) * share]
+        pieces = [
+            self.task.batch(local[start : start + self.micro_rows])
+            for start in range(0, share, self.micro_rows)
+        ]
+        units = [self.task.units(piece) for piece in pieces]
+        total = float(sum_over_processes(torch.tensor(float(sum(units)), device=accelerator.device)))
+        if total == 0:
+            raise ValueError(f"fit: step {self.step} has nothing to score: its batch has 0 units")
+        seen: dict[str, Tensor] = {}
+        for piece, count in zip(pieces, units, strict=True):
+            with accelerator.autocast():
+                terms = self.task.losses(piece)
+            loss = torch.zeros((), device=accelerator.device)
+            for name, term in terms.items():
+                part = count / total if term.per_unit else 1 / (processes * len(pieces))
+                value = term.value.float() * part
+                loss = loss + term.weight * value
+                seen[name] = seen.get(name, torch.zeros_like(loss)) + value.detach()
+            accelerator.backward(loss)
+        names = sorted(seen)
+        values = sum_over_processes(torch.stack([seen[name] for name in names])).tolist()
+        result = dict(zip(names, values, strict=True))
+        for name, value in result.items():
+            if not math.isfinite(value):
+                raise FloatingPointError(
+                    f"fit: the term {name!r} is {value} at step {self.step}; the last checkpoint "
+                    "is untouched. Lower the learning rate or look at this batch's data"
+                )
+        self._reduce_gradients()
+        if config.clip is not None:
+            accelerator.clip_grad_norm_(list(self.parameters.values()), config.clip)
+        for group in self.optimizer.param_groups:
+            group["lr"] = config.rate(self.step)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        self.step += 1
+        self._average()
+        return result
+
+    def _reduce_gradients(self) -> None:
+        parameters: list[nn.Parameter] = list(self.parameters.values())
+        for parameter in parameters:
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+        if self.accelerator.num_processes == 1:
+            return
+        grads = [p.grad for p in parameters if p.grad is not None]
+        total = sum_over_processes(torch.cat([grad.flatten().float() for grad in grads]))
+        for grad, piece in zip(grads, total.split([g.numel() for g in grads]), strict=True):
+            grad.copy_(piece.view_as(grad))
+
+    @torch.no_grad()
+    def _average(self) -> None:
+        # The average trusts a young run less (the usual warm-up of an EMA).
+        decay = min(self.config.ema, (1 + self.step) / (10 + self.step))
+        for name, average in self.averages.items():
+            average.lerp_(self.parameters[name].to(average.dtype), 1 - decay)
+
+    def log(self, terms: Mapping[str, float]) -> None:
+        """One line of the log, and the trackers."""
+        line = {"step": self.step, "lr": self.config.rate(self.step - 1), **terms}
+        if self.accelerator.is_main_process:
+            with self.log_file.open("a") as file:
+                file.write(json.dumps(line) + "\n")
+        if self.config.trackers:
+            self.accelerator.log(dict(terms), step=self.step)
+
+
+def fit(task: Task, config: FitConfig) -> FitResult:
+    """Train `task` to the end of `config`, from the start or from where the output folder stands.
+
+    Args:
+        task: Parameters, batches and loss of a domain.
+        config: Steps, batch, optimiser, output.
+
+    Returns:
+        The run's end. The task's parameters hold the trained weights (their average with `ema`).
+
+    Raises:
+        ValueError: The settings contradict the processes, or the run found in the output folder.
+        FloatingPointError: A term of the loss is no finite number.
+    """
+    Path(config.output).mkdir(parents=True, exist_ok=True)
+    run = _Run(task, config)
+    run.resume()
+    if config.trackers:
+        run.accelerator.init_trackers("mole-vl", config=run.config.arithmetic())
+    start = time.monotonic()
+    terms: dict[str, float] = {}
+    bar = tqdm(
+        total=config.steps,
+        initial=run.step,
+        desc=config.output.name,
+        disable=not (config.progress and run.accelerator.is_main_process),
+    )
+    with bar:
+        while run.step < config.steps:
+            terms = run.advance()
+            bar.update()
+            if run.step % config.log_every == 0 or run.step == config.steps:
+                run.log(terms)
+                bar.set_postfix({name: f"{value:.4f}" for name, value in terms.items()})
+            if run.step % config.save_every == 0 or run.step == config.steps:
+                run.save()
+    if config.trackers:
+        run.accelerator.end_training()
+    with torch.no_grad():
+        for name, average in run.averages.items():
+            run.parameters[name].copy_(average)
+    return FitResult(run.step, time.monotonic() - start, terms)

@@ -1,0 +1,76 @@
+"""A run on disk: complete or absent, never in between."""
+
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+_PREFIX = "checkpoint-"
+_PARTIAL = ".partial-"
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """Where a run stands: after `step` steps; tensors by name, on the CPU."""
+
+    step: int
+    settings: Mapping[str, object]
+    weights: Mapping[str, Tensor]
+    averages: Mapping[str, Tensor]
+    optimizer: Mapping[str, Any]
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_snapshot(folder: Path, snapshot: Snapshot) -> Path:
+    """Write `folder/checkpoint-STEP` in one rename, then drop older ones."""
+    folder.mkdir(parents=True, exist_ok=True)
+    partial = folder / f"{_PARTIAL}{snapshot.step:08d}"
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir()
+    save_file({k: v.contiguous() for k, v in snapshot.weights.items()}, partial / "weights.safetensors")
+    save_file({k: v.contiguous() for k, v in snapshot.averages.items()}, partial / "averages.safetensors")
+    torch.save(dict(snapshot.optimizer), partial / "optimizer.pt")
+    header = {"step": snapshot.step, "settings": dict(snapshot.settings)}
+    (partial / "run.json").write_text(json.dumps(header, indent=2))
+    for file in partial.iterdir():
+        _sync(file)
+    final = folder / f"{_PREFIX}{snapshot.step:08d}"
+    shutil.rmtree(final, ignore_errors=True)
+    partial.rename(final)
+    _sync(folder)
+    for old in sorted(folder.glob(f"{_PREFIX}*")):
+        if old.name < final.name:
+            shutil.rmtree(old)
+    return final
+
+
+def read_snapshot(folder: Path) -> Snapshot | None:
+    """The newest complete snapshot under `folder`, or None. Partial ones are swept away."""
+    for leftover in folder.glob(f"{_PARTIAL}*"):
+        shutil.rmtree(leftover)
+    found = sorted(folder.glob(f"{_PREFIX}*"))
+    if not found:
+        return None
+    newest = found[-1]
+    header = json.loads((newest / "run.json").read_text())
+    return Snapshot(
+        step=header["step"],
+        settings=header["settings"],
+        weights=load_file(newest / "weights.safetensors"),
+        averages=load_file(newest / "averages.safetensors"),
+        optimizer=torch.load(newest / "optimizer.pt", map_location="cpu", weights_only=True),
+    )
