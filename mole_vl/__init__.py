@@ -2,6 +2,11 @@
 
 from mole_vl.build import mix as mix
 from mole_vl.experts import Expert as Expert, Factors as Factors
+from mole_vl.gate_file import (
+    mix_from as mix_from,
+    read_gates as read_gates,
+    save_gates as save_gates,
+)
 from mole_vl.mixture import Mixture as Mixture
 from mole_vl.peft_folder import (
     read_components as read_components,

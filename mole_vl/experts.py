@@ -79,7 +79,9 @@ class Expert:
         """SHA-256 of paths, scales and factors (as fp32): the same Delta-W written the same way."""
         state = hashlib.sha256()
         for path, factors in sorted(self.layers.items()):
-            state.update(f"{path} {tuple(factors.a.shape)} {factors.shape} {factors.scale!r}".encode())
+            state.update(
+                f"{path} {tuple(factors.a.shape)} {factors.shape} {factors.scale!r}".encode()
+            )
             for factor in (factors.a, factors.b):
                 state.update(factor.detach().float().cpu().contiguous().numpy().tobytes())
         return state.hexdigest()

@@ -82,10 +82,10 @@ class Mixture(nn.Module):
 
     def wire(self, model: nn.Module) -> None:
         """Put the mixture layers into the model, hook the gates in, freeze the base."""
+        trainable = frozenset(n for n, p in model.named_parameters() if p.requires_grad)
         for path, layer in self._layers.items():
             put_module(model, path, layer)
         hooks = self._dispatch.attach(model)
-        trainable = frozenset(n for n, p in model.named_parameters() if p.requires_grad)
         model.requires_grad_(False)
         self._wiring = _Wiring(model, hooks, trainable, {})
         model.add_module(ATTRIBUTE, self)

@@ -16,7 +16,6 @@ from torch import Tensor
 
 from mole_vl.gates import GateOutput
 
-
 # Key of pinned weights that serve every site.
 EVERYWHERE = ""
 
@@ -81,6 +80,11 @@ def replaying() -> bool:
     return torch._C._current_graph_task_id() != -1
 
 
+def _sequence_number() -> int:
+    """The number that the next node of this thread's graph gets."""
+    return torch.autograd._get_sequence_nr()  # pyright: ignore[reportPrivateImportUsage]
+
+
 class Passes:
     """The passes of one mixture: the one in progress and those whose graphs are alive."""
 
@@ -97,7 +101,7 @@ class Passes:
     def open(self, conditions: Conditions) -> Pass:
         """Begin a forward."""
         grad = torch.is_grad_enabled()
-        self.current = Pass(conditions, torch.autograd._get_sequence_nr(), grad)
+        self.current = Pass(conditions, _sequence_number(), grad)
         return self.current
 
     def close(self, output: Any) -> None:
@@ -105,13 +109,14 @@ class Passes:
         ended, self.current = self.current, None
         if ended is None:
             return
-        ended.last = torch.autograd._get_sequence_nr()
+        ended.last = _sequence_number()
         nodes = [t.grad_fn for t in _tensors(output) if t.grad_fn is not None]
         if nodes:
             self._alive = [ref for ref in self._alive if ref() is not None]
             self._alive.append(weakref.ref(ended))
             for node in nodes:
-                node.metadata.setdefault("mole_vl", []).append(ended)
+                metadata: dict[str, Any] = node.metadata  # pyright: ignore[reportAssignmentType]
+                metadata.setdefault("mole_vl", []).append(ended)
 
     def of_backward(self) -> Pass:
         """The pass of the forward whose graph the running backward is in."""

@@ -1,11 +1,11 @@
 """Sites: which layers share one gate result.
 
-| kind | one gate for | it reads |
-|---|---|---|
-| matrix | each layer that carries a LoRA | the layer's input |
-| layer | each child of a block that holds such layers (attention, feed-forward) | the child's input |
-| block | each block, the nearest ancestor that the model itself names as repeated | the block's input |
-| network | the whole model | the input of the model's first block |
+- matrix: each layer that carries a LoRA has its own gate, which reads the layer's input.
+- layer: each child of a block that holds such layers (attention, feed-forward); it reads the
+  child's input.
+- block: each block, the nearest ancestor that the model itself names as repeated; it reads the
+  block's input.
+- network: the whole model; it reads the input of the model's first block.
 
 A matrix outside every block is its own site, whatever the kind but network.
 """

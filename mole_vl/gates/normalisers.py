@@ -122,7 +122,9 @@ class ScaledSoftmax(NormaliserSpec):
     def __post_init__(self) -> None:
         positive = self.total is None or self.total > 0
         faults = _temperature_faults(self.tau_low, self.tau_high)
-        refuse("ScaledSoftmax", [None if positive else f"total is {self.total}, expected > 0", *faults])
+        refuse(
+            "ScaledSoftmax", [None if positive else f"total is {self.total}, expected > 0", *faults]
+        )
 
     def build(self, experts: int) -> Normaliser:
         """The normaliser as a module."""

@@ -104,7 +104,16 @@ class Responses(ScoreSpec):
     """
 
     def build(self, experts: int, width: int, matrices: Sequence[MixtureLinear]) -> Score:
-        """The score as a module, at zero."""
+        """The score as a module, at zero.
+
+        Raises:
+            ValueError: No layer with experts reads the site's input.
+        """
+        if not matrices:
+            raise ValueError(
+                f"Responses: at one of the sites no expert changes a layer that reads the site's "
+                f"input of width {width}, so there is no response to read; use Hidden there"
+            )
         return _ResponseScore(experts, matrices)
 
 

@@ -59,7 +59,9 @@ class FitConfig:
                 one_of("schedule", self.schedule, _SCHEDULES),
                 between("warmup", self.warmup, 0, self.steps),
                 at_least("weight_decay", self.weight_decay, 0),
-                None if self.clip is None or self.clip > 0 else f"clip is {self.clip}, expected > 0",
+                None
+                if self.clip is None or self.clip > 0
+                else f"clip is {self.clip}, expected > 0",
                 None if 0 <= self.ema < 1 else f"ema is {self.ema}, expected 0 <= ema < 1",
                 at_least("seed", self.seed, 0),
                 at_least("save_every", self.save_every, 1),

@@ -131,7 +131,9 @@ class _Run:
             for start in range(0, share, self.micro_rows)
         ]
         units = [self.task.units(piece) for piece in pieces]
-        total = float(sum_over_processes(torch.tensor(float(sum(units)), device=accelerator.device)))
+        total = float(
+            sum_over_processes(torch.tensor(float(sum(units)), device=accelerator.device))
+        )
         if total == 0:
             raise ValueError(f"fit: step {self.step} has nothing to score: its batch has 0 units")
         seen: dict[str, Tensor] = {}

@@ -41,8 +41,12 @@ def write_snapshot(folder: Path, snapshot: Snapshot) -> Path:
     partial = folder / f"{_PARTIAL}{snapshot.step:08d}"
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir()
-    save_file({k: v.contiguous() for k, v in snapshot.weights.items()}, partial / "weights.safetensors")
-    save_file({k: v.contiguous() for k, v in snapshot.averages.items()}, partial / "averages.safetensors")
+    save_file(
+        {k: v.contiguous() for k, v in snapshot.weights.items()}, partial / "weights.safetensors"
+    )
+    save_file(
+        {k: v.contiguous() for k, v in snapshot.averages.items()}, partial / "averages.safetensors"
+    )
     torch.save(dict(snapshot.optimizer), partial / "optimizer.pt")
     header = {"step": snapshot.step, "settings": dict(snapshot.settings)}
     (partial / "run.json").write_text(json.dumps(header, indent=2))

@@ -1,0 +1,170 @@
+"""Gates on disk: one safetensors file whose header needs nothing retyped.
+
+The header names the experts in order with a hash of each one's factors, the site kind, and the
+gate's specification. Loading matches experts by name and reorders them.
+"""
+
+import json
+import os
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from mole_vl.build import mix
+from mole_vl.experts import Expert
+from mole_vl.gates import GateSpec
+from mole_vl.mixture import Mixture
+from mole_vl.sites import SiteKind
+from mole_vl.specs import from_data, to_data
+
+FORMAT = "mole-vl gates 1"
+
+
+@dataclass(frozen=True)
+class GateFile:
+    """What a gate file holds: the experts' names and digests in order, site kind, gates."""
+
+    source: str
+    names: tuple[str, ...]
+    digests: tuple[str, ...]
+    site: SiteKind
+    spec: GateSpec
+    tensors: Mapping[str, Tensor]
+
+
+def save_gates(mixture: Mixture, path: str | Path) -> None:
+    """Write a mixture's gates, in one rename."""
+    path = Path(path)
+    header = {
+        "format": FORMAT,
+        "experts": [
+            {"name": name, "sha256": digest}
+            for name, digest in zip(mixture.names, mixture.digests, strict=True)
+        ],
+        "site": mixture.kind,
+        "gate": to_data(mixture.spec),
+    }
+    tensors = {key: value.cpu().contiguous() for key, value in mixture.gates.state_dict().items()}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, partial = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    os.close(handle)
+    try:
+        save_file(tensors, partial, metadata={"mole_vl": json.dumps(header)})
+        Path(partial).chmod(0o644)
+        Path(partial).replace(path)
+    finally:
+        Path(partial).unlink(missing_ok=True)
+
+
+def read_gates(path: str | Path) -> GateFile:
+    """Read a gate file.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: It is damaged, or no gate file of this library.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such gate file")
+    try:
+        with safe_open(path, framework="pt") as file:
+            header = (file.metadata() or {}).get("mole_vl")
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+    except SafetensorError as error:
+        raise ValueError(f"{path} is damaged or no safetensors file: {error}") from error
+    if header is None:
+        raise ValueError(f"{path} is no gate file: its header has no 'mole_vl' entry")
+    data: dict[str, Any] = json.loads(header)
+    if data.get("format") != FORMAT:
+        raise ValueError(f"{path}: format is {data.get('format')!r}, expected {FORMAT!r}")
+    return GateFile(
+        source=str(path),
+        names=tuple(entry["name"] for entry in data["experts"]),
+        digests=tuple(entry["sha256"] for entry in data["experts"]),
+        site=data["site"],
+        spec=cast(GateSpec, from_data(data["gate"])),
+        tensors=tensors,
+    )
+
+
+def mix_from(
+    model: nn.Module,
+    experts: Sequence[Expert],
+    path: str | Path,
+    *,
+    blocks: Mapping[str, int] | None = None,
+    allow_changed: bool = False,
+) -> Mixture:
+    """Mix a model as a gate file says: its experts in its order, its site, its gates.
+
+    Args:
+        model: The base.
+        experts: The experts by their names, in any order; more than the file names are an error.
+        path: The gate file.
+        blocks: As for `mix`.
+        allow_changed: Whether an expert whose factors differ from those that the gates were
+            trained with is taken all the same.
+
+    Raises:
+        ValueError: A missing or unknown expert, changed factors, gates for other sites. The model
+            is left as it was.
+    """
+    found = read_gates(path)
+    by_name = {expert.name: expert for expert in experts}
+    missing = [name for name in found.names if name not in by_name]
+    if missing:
+        raise ValueError(
+            f"{path} gates the experts {', '.join(found.names)}; missing: {', '.join(missing)} "
+            f"(given: {', '.join(by_name)})"
+        )
+    strange = [name for name in by_name if name not in found.names]
+    if strange:
+        raise ValueError(f"{path} has no gate for {', '.join(strange)}; leave them out")
+    ordered = [by_name[name] for name in found.names]
+    changed = [
+        expert.name
+        for expert, digest in zip(ordered, found.digests, strict=True)
+        if expert.digest != digest
+    ]
+    if changed and not allow_changed:
+        raise ValueError(
+            f"{path} was trained with other factors of {', '.join(changed)}; use the same files, "
+            "or allow_changed=True"
+        )
+    mixture = mix(model, ordered, gate=found.spec, site=found.site, blocks=blocks)
+    try:
+        load_gates(mixture, found)
+    except ValueError:
+        mixture.unmix()
+        raise
+    return mixture
+
+
+@torch.no_grad()
+def load_gates(mixture: Mixture, found: GateFile) -> None:
+    """Copy a file's gates into a mixture with the same experts in the same order.
+
+    Raises:
+        ValueError: A gate is missing, unknown, or of another shape; nothing is copied then.
+    """
+    own = mixture.gates.state_dict()
+    faults = [f"{key} is missing" for key in own if key not in found.tensors]
+    faults += [f"{key} is unknown here" for key in found.tensors if key not in own]
+    faults += [
+        f"{key} has shape {tuple(tensor.shape)}, expected {tuple(own[key].shape)}"
+        for key, tensor in found.tensors.items()
+        if key in own and own[key].shape != tensor.shape
+    ]
+    if faults:
+        more = f" and {len(faults) - 3} more" if len(faults) > 3 else ""
+        raise ValueError(
+            f"{found.source} does not fit this model's sites: {'; '.join(faults[:3])}{more}"
+        )
+    mixture.gates.load_state_dict(dict(found.tensors))
