@@ -1,0 +1,136 @@
+"""The loop: same steps unbroken and resumed, in one piece and four, in one process and two."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from tests.mole_vl.toy_task import ToyTask
+
+from mole_vl.training import FitConfig, fit, read_snapshot
+
+ROOT = Path(__file__).parents[2]
+
+
+def config(output, **changes):
+    settings = {"steps": 12, "rows": 8, "lr": 0.02, "save_every": 5, "log_every": 1, "progress": False}
+    return FitConfig(output=output, **{**settings, **changes})
+
+
+def trained(output, **changes):
+    task = ToyTask()
+    fit(task, config(output, **changes))
+    return {name: p.detach().clone() for name, p in task.parameters().items()}
+
+
+def assert_same(one, two, **tolerance):
+    assert one.keys() == two.keys()
+    for name in one:
+        torch.testing.assert_close(one[name], two[name], **tolerance)
+
+
+def test_training_lowers_the_loss_and_logs_each_term(tmp_path):
+    fit(ToyTask(balance=0.0), config(tmp_path, steps=60, schedule="constant"))
+    log = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in log] == list(range(1, 61))
+    assert log[0].keys() == {"step", "lr", "fit"}
+    assert sum(x["fit"] for x in log[-10:]) < 0.5 * sum(x["fit"] for x in log[:10])
+
+
+@pytest.mark.parametrize("micro_rows", [1, 2, 4])
+def test_pieces_of_a_batch_take_the_same_steps_as_the_whole(tmp_path, micro_rows):
+    # Units differ from row to row, so a mean of the pieces' means would not do. The balance term
+    # is defined on one pass's rows, so it is left out here.
+    whole, pieces = ToyTask(balance=0.0), ToyTask(balance=0.0)
+    fit(whole, config(tmp_path / "whole"))
+    fit(pieces, config(tmp_path / "pieces", micro_rows=micro_rows))
+    assert_same(dict(whole.parameters()), dict(pieces.parameters()), atol=1e-6, rtol=1e-5)
+
+
+def test_a_resumed_run_equals_the_unbroken_one_bit_for_bit(tmp_path):
+    unbroken = trained(tmp_path / "unbroken", ema=0.9)
+    task = ToyTask(stop_at=8)
+    with pytest.raises(KeyboardInterrupt):
+        fit(task, config(tmp_path / "broken", ema=0.9))
+    assert read_snapshot(tmp_path / "broken").step == 5
+    resumed = trained(tmp_path / "broken", ema=0.9)
+    assert_same(unbroken, resumed, atol=0, rtol=0)
+    logs = [(tmp_path / run / "metrics.jsonl").read_text() for run in ("unbroken", "broken")]
+    assert logs[0] == logs[1]
+    assert_same(resumed, trained(tmp_path / "broken", ema=0.9), atol=0, rtol=0)
+
+
+def launch(output, *, processes=1, steps=12, save_every=5, delay=0.0):
+    """The toy task in a process of its own (or two, through accelerate)."""
+    script = [str(ROOT / "tests/mole_vl/toy_task.py"), str(output), str(steps), str(save_every), str(delay)]
+    command = [sys.executable, *script]
+    if processes > 1:
+        command = [
+            sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes",
+            str(processes), "--num_machines", "1", "--mixed_precision", "no",
+            "--dynamo_backend", "no", "--main_process_port", "0", *script,
+        ]  # fmt: skip
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    with Path(f"{output}.stderr").open("a") as errors:
+        return subprocess.Popen(command, cwd=ROOT, env=environment, stderr=errors)
+
+
+def finish(run, output):
+    assert run.wait() == 0, Path(f"{output}.stderr").read_text()
+
+
+def final(output):
+    return load_file(sorted(output.glob("checkpoint-*"))[-1] / "weights.safetensors")
+
+
+def test_kill_nine_at_random_moments_and_resume(tmp_path):
+    finish(launch(tmp_path / "unbroken", steps=40, save_every=1), tmp_path / "unbroken")
+    chance = random.Random(0)
+    for _ in range(3):
+        run = launch(tmp_path / "killed", steps=40, save_every=1, delay=0.02)
+        log = tmp_path / "killed" / "metrics.jsonl"
+        lines = log.read_text().count("\n") if log.exists() else 0
+        while run.poll() is None and (not log.exists() or log.read_text().count("\n") <= lines):
+            time.sleep(0.01)
+        time.sleep(chance.uniform(0, 0.2))
+        run.send_signal(signal.SIGKILL)
+        run.wait()
+    finish(launch(tmp_path / "killed", steps=40, save_every=1), tmp_path / "killed")
+    assert_same(final(tmp_path / "unbroken"), final(tmp_path / "killed"), atol=0, rtol=0)
+    left = {path.name for path in (tmp_path / "killed").iterdir()}
+    assert left == {"checkpoint-00000040", "metrics.jsonl"}
+    steps = [json.loads(line)["step"] for line in log.read_text().splitlines()]
+    assert steps == list(range(1, 41))
+
+
+def test_two_processes_equal_one(tmp_path):
+    finish(launch(tmp_path / "one"), tmp_path / "one")
+    finish(launch(tmp_path / "two", processes=2), tmp_path / "two")
+    assert_same(final(tmp_path / "one"), final(tmp_path / "two"), atol=1e-6, rtol=1e-5)
+
+
+def test_a_run_of_other_settings_is_not_continued(tmp_path):
+    trained(tmp_path)
+    with pytest.raises(ValueError, match=r"made with other settings \(lr was 0.02, is 0.1; seed was 0, is 3\)"):
+        trained(tmp_path, lr=0.1, seed=3)
+
+
+def test_numbers_that_are_none_stop_the_run_and_keep_the_checkpoint(tmp_path):
+    with pytest.raises(FloatingPointError, match="the term 'fit' is nan at step 7"):
+        fit(ToyTask(balance=0.0, poison_at=7), config(tmp_path))
+    assert read_snapshot(tmp_path).step == 5
+    assert all(torch.isfinite(w).all() for w in read_snapshot(tmp_path).weights.values())
+
+
+def test_all_faults_of_a_config_come_at_once(tmp_path):
+    with pytest.raises(ValueError, match=r"steps is 0, expected at least 1; lr is -1, .*schedule is 'up'"):
+        FitConfig(output=tmp_path, steps=0, lr=-1, schedule="up")
+    with pytest.raises(ValueError, match="8 rows do not divide into pieces of 3"):
+        fit(ToyTask(), config(tmp_path, micro_rows=3))
