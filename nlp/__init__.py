@@ -1,0 +1,1 @@
+"""Language: data, loss, experts, evaluation, and a small world of text."""

