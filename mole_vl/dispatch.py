@@ -149,6 +149,7 @@ class Dispatch:
         told = current.conditions
         output = self._result(name, x, current)
         current.results[name] = output
+        # Weights by position belong to the positions of one forward.
         if told.held is not None and output.weights.dim() < 3:
             told.held.setdefault(name, output)
         if told.records is not None:

@@ -5,8 +5,6 @@ gate's specification. Loading matches experts by name and reorders them.
 """
 
 import json
-import os
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +17,7 @@ from torch import Tensor, nn
 
 from mole_vl.build import mix
 from mole_vl.experts import Expert
+from mole_vl.files import new_file
 from mole_vl.gates import GateSpec
 from mole_vl.mixture import Mixture
 from mole_vl.sites import SiteKind
@@ -52,15 +51,8 @@ def save_gates(mixture: Mixture, path: str | Path) -> None:
         "gate": to_data(mixture.spec),
     }
     tensors = {key: value.cpu().contiguous() for key, value in mixture.gates.state_dict().items()}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, partial = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    os.close(handle)
-    try:
+    with new_file(path) as partial:
         save_file(tensors, partial, metadata={"mole_vl": json.dumps(header)})
-        Path(partial).chmod(0o644)
-        Path(partial).replace(path)
-    finally:
-        Path(partial).unlink(missing_ok=True)
 
 
 def read_gates(path: str | Path) -> GateFile:

@@ -7,8 +7,6 @@ peft's own. A field of the config that changes the arithmetic and is not known h
 import json
 import math
 import re
-import shutil
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -19,6 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from mole_vl.experts import Expert, Factors
+from mole_vl.files import new_folder
 
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
@@ -124,16 +123,9 @@ def write_peft(expert: Expert, folder: str | Path, dtype: torch.dtype | None = N
         for letter, factor in (("A", factors.a), ("B", factors.b)):
             stored = factor.detach().cpu().to(dtype or factor.dtype).contiguous()
             tensors[f"{_PREFIX}{path}.lora_{letter}.weight"] = stored
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
-    try:
+    with new_folder(folder) as partial:
         (partial / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
         save_file(tensors, partial / WEIGHTS, metadata={"format": "pt"})
-        partial.chmod(0o755)
-        shutil.rmtree(folder, ignore_errors=True)
-        partial.rename(folder)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
 
 
 def _exact(path: str) -> str:

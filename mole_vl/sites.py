@@ -5,12 +5,12 @@
   child's input.
 - block: each block, the nearest ancestor that the model itself names as repeated; it reads the
   block's input.
-- network: the whole model; it reads the input of the model's first block.
+- network: the whole model; it reads the input of the first block that carries experts.
 
 A matrix outside every block is its own site, whatever the kind but network.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -78,10 +78,26 @@ def find_sites(
     return tuple(sites)
 
 
+def blocks_of(
+    model: nn.Module, kinds: Iterable[str], width: Callable[[nn.Module], int]
+) -> dict[str, int]:
+    """Width of each module whose class has one of the names in `kinds`, by path."""
+    names = set(kinds)
+    return {
+        path: width(module)
+        for path, module in model.named_modules()
+        if type(module).__name__ in names
+    }
+
+
 def _network(matrices: Mapping[str, int], blocks: Mapping[str, int]) -> Site:
-    if not blocks:
-        raise ValueError("site 'network' reads the input of the model's first block: give `blocks`")
-    first = next(iter(blocks))
+    held = {_block_of(path, blocks) for path in matrices}
+    first = next((block for block in blocks if block in held), None)
+    if first is None:
+        raise ValueError(
+            "site 'network' reads the input of the first block that carries experts, and none "
+            "does: hand the model's blocks to `blocks`, or use site 'matrix'"
+        )
     return Site(NETWORK, first, blocks[first], tuple(matrices))
 
 

@@ -48,5 +48,7 @@ def test_the_core_knows_neither_pictures_nor_words():
     for path in (ROOT / "mole_vl").rglob("*.py"):
         names = {n.id for n in ast.walk(ast.parse(path.read_text())) if isinstance(n, ast.Name)}
         names |= {n.arg for n in ast.walk(ast.parse(path.read_text())) if isinstance(n, ast.arg)}
-        odd = {name for name in names if {"image", "pixel", "token", "prompt"} & set(name.split("_"))}
+        odd = {
+            name for name in names if {"image", "pixel", "token", "prompt"} & set(name.split("_"))
+        }
         assert not odd, (path.name, odd)

@@ -20,7 +20,14 @@ ROOT = Path(__file__).parents[2]
 
 
 def config(output, **changes):
-    settings = {"steps": 12, "rows": 8, "lr": 0.02, "save_every": 5, "log_every": 1, "progress": False}
+    settings = {
+        "steps": 12,
+        "rows": 8,
+        "lr": 0.02,
+        "save_every": 5,
+        "log_every": 1,
+        "progress": False,
+    }
     return FitConfig(output=output, **{**settings, **changes})
 
 
@@ -69,7 +76,13 @@ def test_a_resumed_run_equals_the_unbroken_one_bit_for_bit(tmp_path):
 
 def launch(output, *, processes=1, steps=12, save_every=5, delay=0.0):
     """The toy task in a process of its own (or two, through accelerate)."""
-    script = [str(ROOT / "tests/mole_vl/toy_task.py"), str(output), str(steps), str(save_every), str(delay)]
+    script = [
+        str(ROOT / "tests/mole_vl/toy_task.py"),
+        str(output),
+        str(steps),
+        str(save_every),
+        str(delay),
+    ]
     command = [sys.executable, *script]
     if processes > 1:
         command = [
@@ -118,7 +131,9 @@ def test_two_processes_equal_one(tmp_path):
 
 def test_a_run_of_other_settings_is_not_continued(tmp_path):
     trained(tmp_path)
-    with pytest.raises(ValueError, match=r"made with other settings \(lr was 0.02, is 0.1; seed was 0, is 3\)"):
+    with pytest.raises(
+        ValueError, match=r"made with other settings \(lr was 0.02, is 0.1; seed was 0, is 3\)"
+    ):
         trained(tmp_path, lr=0.1, seed=3)
 
 
@@ -130,7 +145,9 @@ def test_numbers_that_are_none_stop_the_run_and_keep_the_checkpoint(tmp_path):
 
 
 def test_all_faults_of_a_config_come_at_once(tmp_path):
-    with pytest.raises(ValueError, match=r"steps is 0, expected at least 1; lr is -1, .*schedule is 'up'"):
+    with pytest.raises(
+        ValueError, match=r"steps is 0, expected at least 1; lr is -1, .*schedule is 'up'"
+    ):
         FitConfig(output=tmp_path, steps=0, lr=-1, schedule="up")
     with pytest.raises(ValueError, match="8 rows do not divide into pieces of 3"):
         fit(ToyTask(), config(tmp_path, micro_rows=3))

@@ -4,7 +4,17 @@ from safetensors.torch import load_file, save_file
 from tests.toys import BLOCKS, Toy, expert, inputs, randomise, three
 
 from mole_vl import mix, mix_from, read_gates, save_gates
-from mole_vl.gates import Average, Constants, Free, Hidden, MoLE, Responses, ScaledSoftmax, Sigmoid, Sum
+from mole_vl.gates import (
+    Average,
+    Constants,
+    Free,
+    Hidden,
+    MoLE,
+    Responses,
+    ScaledSoftmax,
+    Sigmoid,
+    Sum,
+)
 
 GATES = [
     MoLE(),
@@ -18,7 +28,9 @@ GATES = [
 
 @pytest.mark.parametrize("gate", GATES)
 @pytest.mark.parametrize("site", ["matrix", "block", "network"])
-def test_saved_and_loaded_gates_give_the_same_numbers_whatever_the_order_of_experts(tmp_path, gate, site):
+def test_saved_and_loaded_gates_give_the_same_numbers_whatever_the_order_of_experts(
+    tmp_path, gate, site
+):
     model, twin = Toy(), Toy()
     twin.load_state_dict(model.state_dict())
     experts = three(model)
@@ -59,7 +71,9 @@ def test_gates_for_other_sites_are_refused_and_leave_the_base(tmp_path):
         read_gates(tmp_path / "plain.safetensors")
     base = Toy()
     before = str(base)
-    with pytest.raises(ValueError, match="does not fit this model's sites: blocks.score.weight is missing"):
+    with pytest.raises(
+        ValueError, match="does not fit this model's sites: blocks.score.weight is missing"
+    ):
         mix_from(base, three(base), path, blocks={"blocks": 6})
     assert str(base) == before
 

@@ -16,7 +16,9 @@ def test_balance_equals_its_formula_and_leaves_padding_out():
         Record("a", GateOutput(weights, None, weights), real),
         Record("b", GateOutput(rows, None, rows), real),
     ]
-    first = torch.stack([w / w.sum() for w in (weights[0, 0], weights[0, 1], weights[1, 0])]).mean(0)
+    first = torch.stack([w / w.sum() for w in (weights[0, 0], weights[0, 1], weights[1, 0])]).mean(
+        0
+    )
     second = (rows / rows.sum(-1, keepdim=True)).mean(0)
     torch.testing.assert_close(mean_shares(records), torch.stack([first, second]))
     q = (first + second) / 2

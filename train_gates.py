@@ -1,0 +1,51 @@
+"""Train the gates of a mixture of LoRAs; the base and the LoRAs stay as they are.
+
+    accelerate launch train_gates.py --config configs/text_mixed.yaml
+    accelerate launch train_gates.py --config configs/emoji_subject_style.yaml
+
+Leaves gates, log and report in the folder `fit.output`; called again, it goes on where it stopped.
+"""
+
+from accelerate import PartialState
+from jsonargparse import auto_cli
+
+from mole_vl import save_gates
+from mole_vl.domain import Domain
+from mole_vl.gates import GateSpec, MoLE
+from mole_vl.sites import SiteKind
+from mole_vl.training import FitConfig, fit as run
+
+
+def train_gates(
+    domain: Domain,
+    fit: FitConfig,
+    gate: GateSpec = MoLE(),  # noqa: B008 (frozen)
+    site: SiteKind = "block",
+    balance: float = 0.0,
+    report: bool = True,
+) -> None:
+    """Train gates, save them, and judge them.
+
+    Args:
+        domain: What is mixed, and for what: nlp.MixedText or dreambooth.SubjectStyle.
+        fit: The training loop.
+        gate: What decides the weights.
+        site: Which layers share one gate: matrix, layer, block or network.
+        balance: Factor of the balance loss.
+        report: Whether the arms are judged on held-out examples at the end.
+    """
+    mixtures = domain.mix(gate, site)
+    result = run(domain.task(balance), fit)
+    if not PartialState().is_main_process:
+        return
+    for component, mixture in mixtures.items():
+        save_gates(mixture, fit.output / "gates" / f"{component}.safetensors")
+    print(f"{result.step} steps, {result.seconds:.0f} s; gates in {fit.output / 'gates'}")
+    if report:
+        table = domain.report(fit.output)
+        (fit.output / "report.md").write_text(table + "\n")
+        print(table)
+
+
+if __name__ == "__main__":
+    auto_cli(train_gates, as_positional=False)
