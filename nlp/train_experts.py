@@ -19,10 +19,10 @@ from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dic
 from safetensors.torch import save_file
 
 from mole_vl.faults import at_least, refuse
+from mole_vl.files import new_folder
 from mole_vl.training import FitConfig, fit
 from nlp.data import EncodedRow, Style, Tokenizer, encode_rows, read_rows
 from nlp.evaluate import exact_match
-from nlp.folders import write_folder
 from nlp.models import BUILT_IN, load_base
 from nlp.task import LanguageTask
 
@@ -38,6 +38,7 @@ class ExpertConfig:
         alpha: The product B A counts alpha / rank times.
         targets: Names of the linear layers that get a pair.
         steps: Optimiser steps; None for the `fit` settings' own.
+        lr: Peak learning rate; None for the `fit` settings' own.
     """
 
     name: str
@@ -46,6 +47,7 @@ class ExpertConfig:
     alpha: float = 16.0
     targets: tuple[str, ...] = ("q_proj", "v_proj")
     steps: int | None = None
+    lr: float | None = None
 
     def __post_init__(self) -> None:
         refuse(
@@ -55,6 +57,7 @@ class ExpertConfig:
                 None if self.alpha > 0 else f"alpha is {self.alpha}, expected a positive number",
                 None if self.targets else "targets is empty, expected names of linear layers",
                 at_least("steps", self.steps, 1),
+                None if self.lr is None or self.lr > 0 else f"lr is {self.lr}, expected > 0",
             ],
         )
 
@@ -115,6 +118,7 @@ def train_expert(
         config.fit,
         output=config.fit.output / expert.name,
         steps=expert.steps or config.fit.steps,
+        lr=expert.lr or config.fit.lr,
     )
     set_seed(run.seed)
     lora = LoraConfig(
@@ -127,9 +131,8 @@ def train_expert(
     trained = {name: p for name, p in adapted.named_parameters() if p.requires_grad}
     fit(LanguageTask(adapted, rows, pad=pad, parameters=trained), run)
     if PartialState().is_main_process:
-        write_folder(
-            config.output / expert.name, lambda folder: _save(adapted, folder, config.base)
-        )
+        with new_folder(config.output / expert.name) as folder:
+            _save(adapted, folder, config.base)
     PartialState().wait_for_everyone()
     adapted.unload()
 
@@ -171,7 +174,9 @@ def table(scores: Sequence[Score]) -> str:
 
 def main(config: ExpertsConfig) -> None:
     """Train the experts that are not there yet, then score all."""
-    model, tokenizer = load_base(config.base)
+    # The first to come may have a base to convert; the others find it done.
+    with PartialState().main_process_first():
+        model, tokenizer = load_base(config.base)
     for expert in config.experts:
         if (config.output / expert.name).exists():
             continue

@@ -6,7 +6,7 @@ what one expert has seen is no other's test. Needs lemminflect, num2words and th
 
 import hashlib
 import random
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -57,7 +57,7 @@ def side_of(lemma: str) -> Side:
 
 
 def rows_of(
-    source: Source, side: Side, words: Iterable[str], number: int, seed: int
+    source: Source, side: Side, words: Sequence[str], number: int, seed: int
 ) -> list[TextRow]:
     """`number` rows of one task and side, or as many as it has.
 

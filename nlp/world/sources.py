@@ -1,6 +1,6 @@
 """What the four tasks ask: a lemma and its answer, from packages."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from lemminflect import getAllInflections, getInflection
@@ -18,7 +18,7 @@ class Source:
     """One task: its name, its answers by lemma (a word, or a number in digits), its wordings."""
 
     name: str
-    answers: Callable[[Iterable[str]], Mapping[str, str]]
+    answers: Callable[[Sequence[str]], Mapping[str, str]]
     wordings: Wordings
 
 
@@ -36,33 +36,38 @@ def common_words(tokenizer: Tokenizer) -> list[str]:
     ]
 
 
-def _inflected(words: Iterable[str], part: str, tag: str) -> dict[str, str]:
-    """The form `tag` of each word of that part of speech; words with two forms are left out."""
+_BASE = {"VERB": "VB", "NOUN": "NN"}
+
+
+def _inflected(words: Sequence[str], part: str, tag: str) -> dict[str, str]:
+    """The form `tag` of each word of that part of speech.
+
+    Words with two such forms are left out, and words whose form is not common: a verb by the
+    dictionary alone (to mantle) has no common past.
+    """
+    common = set(words)
     found = {}
     for word in words:
         if word in getAllInflections(word, upos=part).get(_BASE[part], ()):
             forms = getInflection(word, tag, inflect_oov=False)
-            if len(forms) == 1:
+            if len(forms) == 1 and forms[0] in common:
                 found[word] = forms[0]
     return found
 
 
-_BASE = {"VERB": "VB", "NOUN": "NN"}
-
-
-def past_tense(words: Iterable[str]) -> dict[str, str]:
+def past_tense(words: Sequence[str]) -> dict[str, str]:
     """walk: walked."""
     return _inflected(words, "VERB", "VBD")
 
 
-def plural(words: Iterable[str]) -> dict[str, str]:
+def plural(words: Sequence[str]) -> dict[str, str]:
     """child: children. Nouns that stay as they are (sheep) are left out."""
     found = _inflected(words, "NOUN", "NNS")
     return {word: form for word, form in found.items() if form != word}
 
 
-def _numbers(language: str) -> Callable[[Iterable[str]], dict[str, str]]:
-    def answers(words: Iterable[str]) -> dict[str, str]:
+def _numbers(language: str) -> Callable[[Sequence[str]], dict[str, str]]:
+    def answers(words: Sequence[str]) -> dict[str, str]:
         del words
         return {str(n): num2words(n, lang=language) for n in range(LARGEST + 1)}
 

@@ -1,0 +1,87 @@
+import json
+
+import pytest
+import torch
+
+from nlp.data import IGNORED, TextRow, collate, collate_prompts, encode_rows, read_rows, write_rows
+from tests.nlp.toys import ROWS, tiny_tokenizer
+
+
+def test_rows_survive_the_disk(tmp_path):
+    rows = [*ROWS, TextRow("5 in German:", "fünf", "german")]
+    write_rows(tmp_path / "rows.jsonl", rows)
+    assert read_rows(tmp_path / "rows.jsonl") == rows
+
+
+@pytest.mark.parametrize(
+    ("line", "fault"),
+    [
+        ('{"prompt": "p", "answer": "", "task": "t"}', "'answer' is '', expected some text"),
+        ('{"prompt": "p", "task": "t"}', r"no 'answer' \(found prompt, task\)"),
+        ('{"prompt": 3, "answer": "a", "task": "t"}', "'prompt' is 3"),
+        ("[1]", "expected an object, found list"),
+        ("{oops", "no JSON"),
+    ],
+)
+def test_a_bad_row_is_named_by_its_line(tmp_path, line, fault):
+    path = tmp_path / "rows.jsonl"
+    path.write_text(json.dumps({"prompt": "p", "answer": "a", "task": "t"}) + f"\n{line}\n")
+    with pytest.raises(ValueError, match=rf"rows\.jsonl: line 2: {fault}"):
+        read_rows(path)
+
+
+def test_all_bad_rows_are_reported_together_and_no_rows_is_a_fault(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    path.write_text("{}\n[]\n")
+    with pytest.raises(ValueError, match=r"line 1: no 'prompt'.*line 2: expected an object"):
+        read_rows(path)
+    path.write_text("")
+    with pytest.raises(ValueError, match="the file is empty"):
+        read_rows(path)
+
+
+def test_a_row_longer_than_the_context_is_named_with_its_length():
+    tokenizer = tiny_tokenizer()
+    with pytest.raises(ValueError, match=r"context of 20 .*row 1 \('Past tense of go:'\) has 23"):
+        encode_rows(ROWS, tokenizer, context=20)
+    assert encode_rows(ROWS, tokenizer, context=23)
+
+
+@pytest.mark.parametrize(
+    ("style", "prompt", "answer"),
+    [
+        ("plain", "Plural of cat:", " cats[end]"),
+        ("chat", "<user>Plural of cat:<answer>", "cats[end]"),
+    ],
+)
+def test_a_row_is_its_prompt_then_its_answer_and_the_end(style, prompt, answer):
+    tokenizer = tiny_tokenizer()
+    row = encode_rows(ROWS[:1], tokenizer, style=style)[0]
+    assert tokenizer.decode(row.prompt) == prompt
+    assert tokenizer.decode(row.answer) == answer
+
+
+def test_labels_cover_answer_and_end_and_the_prompt_mask_covers_the_prompt():
+    tokenizer = tiny_tokenizer()
+    rows = encode_rows(ROWS, tokenizer)
+    batch = collate(rows, tokenizer.pad_token_id)
+    for index, row in enumerate(rows):
+        ids, labels = batch["input_ids"][index], batch["labels"][index]
+        prompt, real = batch["prompt_mask"][index], batch["attention_mask"][index].bool()
+        assert ids[prompt].tolist() == list(row.prompt)
+        assert labels[labels != IGNORED].tolist() == list(row.answer)
+        assert torch.equal(labels[labels != IGNORED], ids[labels != IGNORED])
+        # Every real position is prompt or scored, never both; padding lies on the right.
+        assert torch.equal(prompt ^ (labels != IGNORED), real)
+        assert real.int().diff().max() <= 0
+
+
+def test_prompts_alone_end_together_and_score_nothing():
+    tokenizer = tiny_tokenizer()
+    rows = encode_rows(ROWS, tokenizer)
+    batch = collate_prompts(rows, tokenizer.pad_token_id)
+    assert batch["attention_mask"][:, -1].all()
+    assert torch.equal(batch["prompt_mask"], batch["attention_mask"].bool())
+    assert (batch["labels"] == IGNORED).all()
+    for index, row in enumerate(rows):
+        assert batch["input_ids"][index][batch["prompt_mask"][index]].tolist() == list(row.prompt)

@@ -1,0 +1,127 @@
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+from peft import PeftModel
+from safetensors.torch import load_file
+
+from mole_vl.training import FitConfig
+from nlp.data import encode_rows, read_rows, write_rows
+from nlp.evaluate import exact_match
+from nlp.models import load_base
+from nlp.train_experts import ExpertConfig, ExpertsConfig, main, score_experts
+from tests.nlp.toys import ROWS, tiny_folder
+
+# peft still asks transformers by a name that it is about to drop.
+pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")
+
+
+@pytest.fixture
+def config(tmp_path):
+    data = tmp_path / "rows.jsonl"
+    write_rows(data, ROWS)
+    return ExpertsConfig(
+        experts=(
+            ExpertConfig(name="plural", data=data, rank=2, alpha=6.0, targets=("q_proj",)),
+            ExpertConfig(name="past", data=data, rank=3, alpha=3.0, steps=7),
+        ),
+        held_out=data,
+        fit=FitConfig(
+            output=tmp_path / "runs", steps=5, rows=4, lr=0.01, save_every=2, progress=False
+        ),
+        output=tmp_path / "experts",
+        base=str(tiny_folder(tmp_path / "base")),
+    )
+
+
+def factors(config, name):
+    return load_file(config.output / name / "adapter_model.safetensors")
+
+
+def test_each_expert_becomes_a_small_peft_folder_of_its_own_shape(config, capsys):
+    main(config)
+    assert sorted(path.name for path in config.output.iterdir()) == ["past", "plural"]
+    for expert in config.experts:
+        settings = json.loads((config.output / expert.name / "adapter_config.json").read_text())
+        assert settings["r"] == expert.rank
+        assert settings["lora_alpha"] == expert.alpha
+        assert sorted(settings["target_modules"]) == sorted(expert.targets)
+        assert settings["base_model_name_or_path"] == config.base
+        tensors = factors(config, expert.name)
+        assert {value.dtype for value in tensors.values()} == {torch.float16}
+        assert any(value.abs().max() > 0 for key, value in tensors.items() if "lora_B" in key)
+    assert "| plural | 2 |" in capsys.readouterr().out
+
+
+def test_the_folder_gives_the_trained_logits_back(config):
+    main(config)
+    model, tokenizer = load_base(config.base)
+    ids = torch.tensor([encode_rows(ROWS, tokenizer)[0].prompt])
+    plain = model(input_ids=ids).logits
+    deltas = {}
+    for key, a in factors(config, "plural").items():
+        if "lora_A" in key:
+            b = factors(config, "plural")[key.replace("lora_A", "lora_B")]
+            path = key.removeprefix("base_model.model.").removesuffix(".lora_A.weight")
+            deltas[path] = 6.0 / 2 * b.float() @ a.float()
+    adapted = PeftModel.from_pretrained(model, config.output / "plural")
+    found = adapted(input_ids=ids).logits
+    adapted.unload()
+    for path, delta in deltas.items():
+        model.get_submodule(path).weight.add_(delta)
+    torch.testing.assert_close(found, model(input_ids=ids).logits)
+    assert (found - plain).abs().max() > 1e-4
+
+
+def test_a_stopped_training_ends_where_an_unbroken_one_ends(config, tmp_path):
+    main(config)
+    first = replace(config.experts[0], steps=3)
+    again = replace(
+        config,
+        output=tmp_path / "again",
+        fit=replace(config.fit, output=tmp_path / "again-runs", schedule="constant"),
+    )
+    main(replace(again, output=tmp_path / "stopped", experts=(first,)))
+    main(replace(again, experts=again.experts[:1]))
+    unbroken = replace(again, output=tmp_path / "unbroken")
+    unbroken = replace(unbroken, fit=replace(again.fit, output=tmp_path / "unbroken-runs"))
+    main(replace(unbroken, experts=unbroken.experts[:1]))
+    for key, value in factors(unbroken, "plural").items():
+        assert torch.equal(value, factors(again, "plural")[key])
+
+
+def test_what_is_done_is_not_done_again(config):
+    main(config)
+    before = (config.output / "past" / "adapter_model.safetensors").stat().st_mtime_ns
+    main(config)
+    assert (config.output / "past" / "adapter_model.safetensors").stat().st_mtime_ns == before
+
+
+def test_experts_are_scored_on_their_own_task_and_leave_the_base_alone(config):
+    main(config)
+    model, tokenizer = load_base(config.base)
+    weights = {name: value.clone() for name, value in model.state_dict().items()}
+    scores = score_experts(model, tokenizer, config)
+    assert [(score.task, score.rows) for score in scores] == [("plural", 2), ("past", 1)]
+    assert model.state_dict().keys() == weights.keys()
+    assert all(torch.equal(model.state_dict()[name], value) for name, value in weights.items())
+    mine = [row for row in read_rows(config.held_out) if row.task == "plural"]
+    hits = exact_match(model, tokenizer, encode_rows(mine, tokenizer))
+    assert scores[0].base == sum(hits) / 2
+
+
+def test_a_task_without_held_out_rows_is_a_fault(config):
+    main(config)
+    stranger = replace(config.experts[0], name="german")
+    (config.output / "plural").rename(config.output / "german")
+    model, tokenizer = load_base(config.base)
+    with pytest.raises(ValueError, match="no row of the task 'german'"):
+        score_experts(model, tokenizer, replace(config, experts=(stranger,)))
+
+
+def test_the_faults_of_a_config_are_reported_together(config):
+    with pytest.raises(ValueError, match=r"rank is 0.*alpha is -1.*targets is empty"):
+        ExpertConfig(name="x", data=config.held_out, rank=0, alpha=-1, targets=())
+    with pytest.raises(ValueError, match=r"two experts are called past; .*context is 1"):
+        replace(config, experts=(config.experts[1], config.experts[1]), context=1)
