@@ -1,0 +1,159 @@
+"""Training gates by what CLIP sees, as a task for `fit`."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from dreambooth.adapter import positive_rows
+from dreambooth.base import Base
+from dreambooth.clip import Clip, away
+from dreambooth.sampling import guided, sample, schedule
+from mole_vl import Mixture
+from mole_vl.faults import at_least, refuse
+from mole_vl.losses import balance
+from mole_vl.training import Row, Term, mix_seed
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClipLoss:
+    """How pictures are drawn and judged while gates are trained.
+
+    Each step draws from fresh noise, without gradient, up to a step of the sampler that is chosen
+    at random; the clean picture predicted there is decoded and judged, with gradient through that
+    one call of the network.
+
+    Args:
+        steps: Sampler steps.
+        guidance: Strength of classifier-free guidance.
+        first: Share of the sampler's steps before the earliest that is judged.
+        last: Share of the sampler's steps before the latest that is judged.
+        text: Weight of the caption term.
+        picture: Weight of the term of the experts' own pictures.
+    """
+
+    steps: int = 20
+    guidance: float = 3.0
+    first: float = 0.0
+    last: float = 0.8
+    text: float = 1.0
+    picture: float = 1.0
+
+    def __post_init__(self) -> None:
+        ordered = 0 <= self.first <= self.last <= 1
+        refuse(
+            "ClipLoss",
+            [
+                at_least("steps", self.steps, 1),
+                at_least("guidance", self.guidance, 0),
+                None
+                if ordered
+                else f"first is {self.first}, last is {self.last}, expected 0 <= first <= last <= 1",
+                at_least("text", self.text, 0),
+                at_least("picture", self.picture, 0),
+            ],
+        )
+
+
+@dataclass(frozen=True)
+class Goals:
+    """Where CLIP should see the pictures: all (d,), the picture goal as an offset from a centre."""
+
+    caption: Tensor
+    centre: Tensor
+    offset: Tensor
+
+
+@dataclass(frozen=True)
+class _Batch:
+    noise: Tensor
+    upto: int
+
+
+class ClipTask:
+    """Teach a mixture's gates to draw what a caption says and what the experts' pictures show.
+
+    Args:
+        base: The base, its UNet mixed.
+        mixture: The UNet's mixture.
+        states: The encoded negative and positive prompt, (2, tokens, d).
+        resolution: Side of the pictures drawn.
+        clip: The judge whose gradient is used.
+        goals: What it should see.
+        loss: How pictures are drawn and judged.
+        parameters: What is trained, by name.
+        balance_weight: Factor of the balance loss; at 0 there is no such term.
+    """
+
+    def __init__(
+        self,
+        base: Base,
+        mixture: Mixture,
+        states: Tensor,
+        resolution: int,
+        clip: Clip,
+        goals: Goals,
+        loss: ClipLoss,
+        *,
+        parameters: Mapping[str, nn.Parameter],
+        balance_weight: float = 0.0,
+    ) -> None:
+        self._base = base
+        self._mixture = mixture
+        self._states = states
+        self._shape = base.latent_shape(resolution)
+        self._clip = clip
+        self._goals = goals
+        self._loss = loss
+        self._parameters = parameters
+        self._balance_weight = balance_weight
+        self._scheduler = schedule(base, loss.steps)
+
+    def parameters(self) -> Mapping[str, nn.Parameter]:
+        """What the caller said is trained."""
+        return self._parameters
+
+    def place(self, device: torch.device) -> None:
+        """Move base, judge, prompts and goals."""
+        self._base.to(device)
+        self._clip.to(device)
+        self._states = self._states.to(device)
+        self._goals = Goals(*(t.to(device) for t in vars(self._goals).values()))
+
+    def batch(self, rows: Sequence[Row]) -> _Batch:
+        """Fresh noise for each row; one step of the sampler for the whole global batch."""
+        noise = [torch.randn(self._base.latent_shape, generator=row.generator()) for row in rows]
+        low, high = (
+            round(share * (self._loss.steps - 1)) for share in (self._loss.first, self._loss.last)
+        )
+        chance = torch.Generator().manual_seed(mix_seed(rows[0].seed, rows[0].step))
+        upto = int(torch.randint(low, high + 1, (), generator=chance))
+        return _Batch(torch.stack(noise).to(self._states.device), upto)
+
+    def units(self, batch: _Batch) -> int:
+        """Pictures."""
+        return len(batch.noise)
+
+    def losses(self, batch: _Batch) -> Mapping[str, Term]:
+        """The terms `text`, `picture`, `balance`, those with a weight."""
+        loss, rows = self._loss, len(batch.noise)
+        states = self._states.repeat_interleave(rows, 0)
+        step = self._scheduler.timesteps[batch.upto]
+        with self._mixture.condition(source=positive_rows(rows, states.device)):
+            latents = sample(
+                self._base, batch.noise, states, self._scheduler, loss.guidance, batch.upto
+            )
+            with self._mixture.record() as records:
+                output = guided(self._base, latents, step, states, loss.guidance)
+        clean = self._base.noising.clean(latents, output, step.expand(rows))
+        seen = self._clip.pictures(self._base.decode(clean).clamp(-1, 1))
+        terms = {}
+        if loss.text:
+            terms["text"] = Term(away(seen, self._goals.caption), loss.text)
+        if loss.picture:
+            offset = seen - self._goals.centre
+            terms["picture"] = Term(away(offset, self._goals.offset), loss.picture)
+        if self._balance_weight:
+            terms["balance"] = Term(balance(records), self._balance_weight, per_unit=False)
+        return terms

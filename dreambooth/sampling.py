@@ -1,0 +1,58 @@
+"""Deterministic sampling with guidance, as functions: DDIM (arXiv 2010.02502)."""
+
+from typing import Any
+
+import torch
+from diffusers import DDIMScheduler
+from torch import Tensor
+
+from dreambooth.base import Base
+
+
+def schedule(base: Base, steps: int) -> DDIMScheduler:
+    """The base's own noise schedule, sampled by DDIM in `steps` steps."""
+    scheduler: Any = DDIMScheduler.from_pretrained(base.name, subfolder="scheduler")
+    scheduler.set_timesteps(steps)
+    return scheduler
+
+
+def guided(base: Base, latents: Tensor, step: Tensor, states: Tensor, guidance: float) -> Tensor:
+    """The network's output under classifier-free guidance, in one call.
+
+    Args:
+        base: Its network may be mixed.
+        latents: (rows, c, h, w).
+        step: The time step, a scalar.
+        states: Encoded prompts, [negative; positive], (2 rows, tokens, d).
+        guidance: 1 for the positive prompt alone.
+    """
+    both = base.predict(latents.repeat(2, 1, 1, 1), step, states)
+    negative, positive = both.chunk(2)
+    return negative + guidance * (positive - negative)
+
+
+@torch.no_grad()
+def sample(
+    base: Base,
+    noise: Tensor,
+    states: Tensor,
+    scheduler: DDIMScheduler,
+    guidance: float,
+    upto: int | None = None,
+) -> Tensor:
+    """From noise to latents (rows, c, h, w).
+
+    Args:
+        base: Its network may be mixed.
+        noise: Start, (rows, c, h, w).
+        states: Encoded prompts, [negative; positive], (2 rows, tokens, d).
+        scheduler: With its steps set.
+        guidance: Strength of guidance.
+        upto: Steps to take; all of them if not given.
+    """
+    latents = noise * scheduler.init_noise_sigma
+    for step in scheduler.timesteps[:upto]:
+        output = guided(base, latents, step, states, guidance)
+        stepped: Any = scheduler.step(output, int(step), latents)
+        latents = stepped.prev_sample
+    return latents

@@ -1,0 +1,200 @@
+"""Gates over DreamBooth LoRAs for one prompt: a subject's and a style's, say."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from dreambooth.adapter import blocks, positive_rows
+from dreambooth.base import Base
+from dreambooth.clip import Clip, composed
+from dreambooth.clip_task import ClipLoss, ClipTask, Goals
+from dreambooth.data import SUFFIXES, load_picture
+from dreambooth.grid import save_grid
+from dreambooth.sampling import sample, schedule
+from mole_vl import Mixture, mix, read_components
+from mole_vl.arms import arms
+from mole_vl.domain import Domain, gate_parameters
+from mole_vl.gates import GateSpec
+from mole_vl.sites import SiteKind
+from mole_vl.training import Task, mix_seed
+
+_DRAWN_AT_ONCE = 8
+
+
+class SubjectStyle(Domain):
+    """LoRAs over a Stable Diffusion base; gates learn to draw one prompt from what CLIP sees.
+
+    Args:
+        base: Stable Diffusion in diffusers' format: a folder, or a Hub id.
+        experts: LoRA folders, each with a `unet` folder in PEFT's format.
+        prompt: What the base is told, with the LoRAs' trigger words.
+        caption: The same in words that CLIP knows.
+        pictures: Folder of each expert's own pictures, by the expert's name.
+        ordinary: Folder of pictures of nothing in particular (DreamBooth's class pictures): what
+            the experts' pictures differ from.
+        clip: The CLIP that trains, as open_clip names it (`local-dir:FOLDER`, `hf-hub:ORG/REPO`).
+        negative: Negative prompt.
+        resolution: Side of the pictures.
+        loss: How pictures are drawn and judged in training.
+        judge: Another CLIP for the report; the one that trains if not given.
+        truth: A picture of what the prompt should look like, for the report alone.
+        drawn: Pictures of each arm in the report.
+    """
+
+    def __init__(
+        self,
+        base: str,
+        experts: list[Path],
+        prompt: str,
+        caption: str,
+        pictures: dict[str, Path],
+        ordinary: Path,
+        clip: str,
+        negative: str = "",
+        resolution: int = 512,
+        loss: ClipLoss = ClipLoss(),  # noqa: B008 (frozen)
+        judge: str | None = None,
+        truth: Path | None = None,
+        drawn: int = 4,
+    ) -> None:
+        self.base_name = base
+        self.expert_folders = experts
+        self.prompt = prompt
+        self.caption = caption
+        self.picture_folders = pictures
+        self.ordinary_folder = ordinary
+        self.clip_name = clip
+        self.negative = negative
+        self.resolution = resolution
+        self.loss = loss
+        self.judge_name = judge or clip
+        self.truth_file = truth
+        self.drawn = drawn
+
+    def mix(self, gate: GateSpec, site: SiteKind) -> Mapping[str, Mixture]:
+        """Load base, experts, pictures and CLIP, and mix the UNet."""
+        experts = []
+        for folder in self.expert_folders:
+            parts = read_components(folder)
+            if "unet" not in parts:
+                raise ValueError(f"{folder} has no unet folder (found {', '.join(parts)})")
+            experts.append(parts["unet"])
+        names = {expert.name for expert in experts}
+        if set(self.picture_folders) != names:
+            raise ValueError(
+                f"pictures are given for {', '.join(sorted(self.picture_folders))}; the experts "
+                f"are {', '.join(sorted(names))}: expected a folder for each"
+            )
+        self.pictures = {n: self._folder(f) for n, f in self.picture_folders.items()}
+        self.ordinary = self._folder(self.ordinary_folder)
+        self.base = Base.load(self.base_name)
+        self.clip = Clip(self.clip_name)
+        unet = self.base.unet
+        self.mixture = mix(unet, experts, gate=gate, site=site, blocks=blocks(unet))
+        with torch.no_grad():
+            self.states = self.base.encode_prompts([self.negative, self.prompt])
+        return {"unet": self.mixture}
+
+    def _folder(self, folder: Path) -> Tensor:
+        files = sorted(file for file in folder.glob("*") if file.suffix.lower() in SUFFIXES)
+        if not files:
+            raise ValueError(f"{folder} has no pictures ({', '.join(sorted(SUFFIXES))})")
+        return torch.stack([load_picture(file, self.resolution) for file in files])
+
+    @torch.no_grad()
+    def goals(self, clip: Clip) -> Goals:
+        """Where a CLIP should see the pictures."""
+        centre = clip.pictures(self.ordinary).mean(0)
+        means = [clip.pictures(pictures).mean(0) for pictures in self.pictures.values()]
+        return Goals(clip.captions([self.caption])[0], centre, composed(centre, *means))
+
+    def task(self, balance: float) -> Task:
+        """The CLIP loss on predicted clean pictures."""
+        return ClipTask(
+            self.base,
+            self.mixture,
+            self.states,
+            self.resolution,
+            self.clip,
+            self.goals(self.clip),
+            self.loss,
+            parameters=gate_parameters({"unet": self.mixture}),
+            balance_weight=balance,
+        )
+
+    @torch.no_grad()
+    def draw(self, pictures: int, seed: int = 0) -> Tensor:
+        """Pictures (n, 3, h, w) in [-1, 1] of the prompt under the contexts in force.
+
+        Picture i starts from the noise of (seed, i), whatever the arm and the number drawn.
+        """
+        scheduler = schedule(self.base, self.loss.steps)
+        device = self.base.unet.device
+        shape = self.base.latent_shape(self.resolution)
+        found = []
+        for start in range(0, pictures, _DRAWN_AT_ONCE):
+            rows = range(start, min(pictures, start + _DRAWN_AT_ONCE))
+            noise = [_noise(shape, mix_seed(seed, row)) for row in rows]
+            states = self.states.to(device).repeat_interleave(len(rows), 0)
+            with self.mixture.condition(source=positive_rows(len(rows), device)):
+                latents = sample(
+                    self.base, torch.stack(noise).to(device), states, scheduler, self.loss.guidance
+                )
+            found.append(self.base.decode(latents).clamp(-1, 1))
+        return torch.cat(found)
+
+    def drawings(self) -> dict[str, Tensor]:
+        """The report's pictures by arm, all from the same noise."""
+        found = {}
+        for name, arm in arms([self.mixture]).items():
+            with arm():
+                found[name] = self.draw(self.drawn)
+        return found
+
+    @torch.no_grad()
+    def scores(
+        self, clip: Clip, drawings: Mapping[str, Tensor]
+    ) -> dict[str, dict[str, list[float]]]:
+        """Alignment of every drawing by arm, as one CLIP sees it.
+
+        Returns:
+            By arm: `text`, the cosine to the caption, and with a truth `image`, the cosine to it,
+            both seen from the mean ordinary picture.
+        """
+        goals = self.goals(clip)
+        truth = None
+        if self.truth_file is not None:
+            picture = load_picture(self.truth_file, self.resolution).unsqueeze(0)
+            truth = clip.pictures(picture)[0] - goals.centre
+        found = {}
+        for name, pictures in drawings.items():
+            seen = clip.pictures(pictures)
+            found[name] = {"text": (seen @ goals.caption).tolist()}
+            if truth is not None:
+                offset = seen - goals.centre
+                cosine = torch.cosine_similarity(offset, truth.expand_as(offset), dim=-1)
+                found[name]["image"] = cosine.tolist()
+        return found
+
+    def report(self, folder: Path) -> str:
+        """Draws every arm; leaves `grid.png` and `scores.json`, returns the mean scores."""
+        drawings = self.drawings()
+        device = self.base.unet.device
+        found = self.scores(Clip(self.judge_name).to(device), drawings)
+        (folder / "scores.json").write_text(json.dumps(found, indent=1) + "\n")
+        if self.truth_file is not None:
+            drawings["truth"] = load_picture(self.truth_file, self.resolution).unsqueeze(0)
+        save_grid(drawings, folder / "grid.png", zoom=max(1, 128 // self.resolution))
+        measures = list(next(iter(found.values())))
+        lines = [f"| {self.caption} | {' | '.join(measures)} |", "|---" * (len(measures) + 1) + "|"]
+        for name, values in found.items():
+            cells = [f"{sum(values[m]) / len(values[m]):.3f}" for m in measures]
+            lines.append(f"| {name} | {' | '.join(cells)} |")
+        return "\n".join(lines)
+
+
+def _noise(shape: tuple[int, int, int], seed: int) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
