@@ -100,7 +100,7 @@ def build(config: WorldConfig) -> Mapping[str, Sequence[TextRow]]:
     return files
 
 
-def main(config: WorldConfig = WorldConfig()) -> None:
+def main(config: WorldConfig) -> None:
     """Build the text world."""
     config.output.mkdir(parents=True, exist_ok=True)
     for name, rows in build(config).items():
@@ -109,4 +109,4 @@ def main(config: WorldConfig = WorldConfig()) -> None:
 
 
 if __name__ == "__main__":
-    auto_cli(main, as_positional=False)
+    main(auto_cli(WorldConfig, as_positional=False))

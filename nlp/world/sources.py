@@ -36,11 +36,8 @@ def common_words(tokenizer: Tokenizer) -> list[str]:
     ]
 
 
-_BASE = {"VERB": "VB", "NOUN": "NN"}
-
-
-def _inflected(words: Sequence[str], part: str, tag: str) -> dict[str, str]:
-    """The form `tag` of each word of that part of speech.
+def _inflected(words: Sequence[str], part: str, base: str, tag: str) -> dict[str, str]:
+    """The form `tag` of each word that is the `base` form of that part of speech.
 
     Words with two such forms are left out, and words whose form is not common: a verb by the
     dictionary alone (to mantle) has no common past.
@@ -48,7 +45,7 @@ def _inflected(words: Sequence[str], part: str, tag: str) -> dict[str, str]:
     common = set(words)
     found = {}
     for word in words:
-        if word in getAllInflections(word, upos=part).get(_BASE[part], ()):
+        if word in getAllInflections(word, upos=part).get(base, ()):
             forms = getInflection(word, tag, inflect_oov=False)
             if len(forms) == 1 and forms[0] in common:
                 found[word] = forms[0]
@@ -57,12 +54,12 @@ def _inflected(words: Sequence[str], part: str, tag: str) -> dict[str, str]:
 
 def past_tense(words: Sequence[str]) -> dict[str, str]:
     """walk: walked."""
-    return _inflected(words, "VERB", "VBD")
+    return _inflected(words, "VERB", "VB", "VBD")
 
 
 def plural(words: Sequence[str]) -> dict[str, str]:
     """child: children. Nouns that stay as they are (sheep) are left out."""
-    found = _inflected(words, "NOUN", "NNS")
+    found = _inflected(words, "NOUN", "NN", "NNS")
     return {word: form for word, form in found.items() if form != word}
 
 

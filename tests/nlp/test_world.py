@@ -84,8 +84,6 @@ def test_the_split_takes_its_parts():
 
 
 def test_sources_know_irregular_words_and_leave_doubtful_or_rare_ones_out():
-    pytest.importorskip("lemminflect")
-    pytest.importorskip("num2words")
     words = ["walk", "go", "dream", "child", "sheep", "mantle", "blorp", "blorped"]
     forms = ["walked", "walks", "went", "dreamed", "dreamt", "children", "blorps"]
     found = {source.name: source.answers([*words, *forms]) for source in SOURCES}
