@@ -8,6 +8,7 @@ Trainings keep their checkpoints under `work`; what is finished goes to `world`.
 """
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -19,7 +20,16 @@ from PIL.Image import Image
 from dreambooth.world import models, sources
 from dreambooth.world.base_task import BaseTask
 from dreambooth.world.catalogue import subjects
-from dreambooth.world.export import export_base, export_vae
+from dreambooth.world.clip_task import ClipTask
+from dreambooth.world.clips import (
+    JUDGE_CLIP,
+    LOSS_CLIP,
+    ClipSpec,
+    make_clip,
+    refresh_batch_norms,
+    write_clip,
+)
+from dreambooth.world.export import export_base, export_vae, replace_folder
 from dreambooth.world.latents import Latents, make_latents
 from dreambooth.world.pictures import Pictures, write_pictures
 from dreambooth.world.render import render
@@ -29,9 +39,12 @@ from dreambooth.world.tokenizer import make_tokenizer
 from dreambooth.world.vae_task import VaeTask
 from dreambooth.world.world import Pair, World
 from mole_vl.training import FitConfig, fit
+from mole_vl.training.rows import rows_of_step
 
-Stage = Literal["pictures", "vae", "latents", "base", "export"]
+Stage = Literal["pictures", "vae", "latents", "base", "loss-clip", "judge-clip", "export"]
 SEED = 0
+# Name, steps, learning rate and weight of the hue.
+VAE_PHASES = (("outline", 1100, 2e-3, 0.0), ("colour", 800, 1.5e-3, 1.0))
 
 
 def build_pictures(folder: Path, work: Path) -> None:
@@ -56,18 +69,19 @@ def build_vae(folder: Path, work: Path) -> None:
     pictures = torch.stack([loaded[pair] for pair in open_pairs(world)])
     torch.manual_seed(SEED)
     vae = models.make_vae()
-    config = FitConfig(
-        output=work / "vae",
-        steps=1100,
-        rows=8,
-        lr=2e-3,
-        warmup=50,
-        ema=0.99,
-        seed=SEED,
-        save_every=200,
-        progress=False,
-    )
-    fit(VaeTask(vae, pictures), config)
+    for phase, steps, lr, hue_weight in VAE_PHASES:
+        config = FitConfig(
+            output=work / f"vae-{phase}",
+            steps=steps,
+            rows=8,
+            lr=lr,
+            warmup=50,
+            ema=0.99,
+            seed=SEED,
+            save_every=100,
+            progress=False,
+        )
+        fit(VaeTask(vae, pictures, hue_weight=hue_weight), config)
     export_vae(vae, pictures, folder / "base" / "vae")
 
 
@@ -108,6 +122,33 @@ def build_base(folder: Path, work: Path) -> None:
     fit(task, config)
 
 
+def build_clip(spec: ClipSpec, folder: Path, work: Path) -> None:
+    """Trains one of the CLIPs on every picture that is not withheld or held out."""
+    world = World.load(folder)
+    loaded, pairs = Pictures.load(folder, world), open_pairs(world)
+    torch.manual_seed(spec.seed)
+    tokenizer = make_tokenizer(world)
+    clip = make_clip(spec, tokenizer)
+    pictures = torch.stack([loaded[pair] for pair in pairs])
+    task = ClipTask(clip, tokenizer, pairs, pictures, spec.crops)
+    config = FitConfig(
+        output=work / spec.name,
+        steps=600,
+        rows=128,
+        lr=2e-3,
+        warmup=50,
+        weight_decay=0.05,
+        ema=0.99,
+        seed=spec.seed,
+        save_every=50,
+        progress=False,
+    )
+    fit(task, config)
+    batches = (task.batch(rows_of_step(spec.seed, config.steps + i, 128)) for i in range(30))
+    refresh_batch_norms(clip, (batch.pictures for batch in batches))
+    replace_folder(folder / spec.name, partial(write_clip, spec, clip, tokenizer))
+
+
 def build_export(folder: Path, work: Path) -> None:
     """Writes the base's current average into the world; possible at any time of its training."""
     export_base(World.load(folder), work / "base", folder / "base")
@@ -118,6 +159,8 @@ STAGES: dict[Stage, Callable[[Path, Path], None]] = {
     "vae": build_vae,
     "latents": build_latents,
     "base": build_base,
+    "loss-clip": partial(build_clip, LOSS_CLIP),
+    "judge-clip": partial(build_clip, JUDGE_CLIP),
     "export": build_export,
 }
 
