@@ -19,6 +19,7 @@ from PIL.Image import Image
 
 from dreambooth.world import models, sources
 from dreambooth.world.base_task import BaseTask
+from dreambooth.world.card import write_card
 from dreambooth.world.catalogue import subjects
 from dreambooth.world.clip_task import ClipTask
 from dreambooth.world.clips import (
@@ -41,10 +42,10 @@ from dreambooth.world.world import Pair, World
 from mole_vl.training import FitConfig, fit
 from mole_vl.training.rows import rows_of_step
 
-Stage = Literal["pictures", "vae", "latents", "base", "loss-clip", "judge-clip", "export"]
+Stage = Literal["pictures", "vae", "latents", "base", "loss-clip", "judge-clip", "export", "card"]
 SEED = 0
 # Name, steps, learning rate and weight of the hue.
-VAE_PHASES = (("outline", 1100, 2e-3, 0.0), ("colour", 800, 1.5e-3, 1.0))
+VAE_PHASES = (("outline", 1100, 2e-3, 0.0), ("colour", 650, 2e-3, 4.0))
 
 
 def build_pictures(folder: Path, work: Path) -> None:
@@ -154,6 +155,11 @@ def build_export(folder: Path, work: Path) -> None:
     export_base(World.load(folder), work / "base", folder / "base")
 
 
+def build_card(folder: Path, work: Path) -> None:
+    """Measures what is exported and writes the card with figures and grids."""
+    write_card(folder, work, SEED)
+
+
 STAGES: dict[Stage, Callable[[Path, Path], None]] = {
     "pictures": build_pictures,
     "vae": build_vae,
@@ -162,6 +168,7 @@ STAGES: dict[Stage, Callable[[Path, Path], None]] = {
     "loss-clip": partial(build_clip, LOSS_CLIP),
     "judge-clip": partial(build_clip, JUDGE_CLIP),
     "export": build_export,
+    "card": build_card,
 }
 
 
