@@ -123,7 +123,7 @@ class ClipTask:
 
     def batch(self, rows: Sequence[Row]) -> _Batch:
         """Fresh noise for each row; one step of the sampler for the whole global batch."""
-        noise = [torch.randn(self._base.latent_shape, generator=row.generator()) for row in rows]
+        noise = [torch.randn(self._shape, generator=row.generator()) for row in rows]
         low, high = (
             round(share * (self._loss.steps - 1)) for share in (self._loss.first, self._loss.last)
         )

@@ -1,0 +1,179 @@
+"""Train DreamBooth LoRAs over one base and write each as a component folder of PEFT's format.
+
+    accelerate launch -m dreambooth.train_lora --config configs/emoji_loras.yaml
+
+Stopped at any moment it goes on where it was; LoRAs whose folder stands are not trained again.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from accelerate import PartialState
+from accelerate.utils import set_seed
+from jsonargparse import auto_cli
+from peft import LoraConfig, PeftModel, get_peft_model
+from peft.tuners.lora import LoraLayer
+from torch import nn
+
+from dreambooth.base import Base
+from dreambooth.data import Example, read_examples
+from dreambooth.denoise import DenoiseConfig, DenoiseTask
+from mole_vl import Expert, Factors, write_peft
+from mole_vl.faults import at_least, refuse
+from mole_vl.files import new_folder
+from mole_vl.training import FitConfig, FitResult, fit
+
+
+@dataclass(frozen=True, kw_only=True)
+class CandidateConfig:
+    """One LoRA.
+
+    Args:
+        name: Its name, also of its folder.
+        data: Folder of its pictures; with metadata.jsonl, or else `prompt`.
+        prompt: Caption of all its pictures.
+        rank: Rank of each factor pair.
+        alpha: The product B A counts alpha / rank times.
+        targets: Names of the UNet's linear layers that get a pair.
+        steps: Optimiser steps; None for the `fit` settings' own.
+    """
+
+    name: str
+    data: Path
+    prompt: str | None = None
+    rank: int = 8
+    alpha: float = 8.0
+    targets: tuple[str, ...] = ("to_q", "to_k", "to_v", "to_out.0")
+    steps: int | None = None
+
+    def __post_init__(self) -> None:
+        refuse(
+            f"CandidateConfig {self.name!r}",
+            [
+                at_least("rank", self.rank, 1),
+                None if self.alpha > 0 else f"alpha is {self.alpha}, expected a positive number",
+                None if self.targets else "targets is empty, expected names of linear layers",
+                at_least("steps", self.steps, 1),
+            ],
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class CandidatesConfig:
+    """LoRAs over one base.
+
+    Args:
+        candidates: The LoRAs.
+        base: Stable Diffusion in diffusers' format: a folder, or a Hub id.
+        output: Where the LoRAs' folders are written, `NAME/unet` each.
+        fit: The training loop; each LoRA's run lies in a folder of its name under its `output`.
+        denoise: How pictures are shown.
+    """
+
+    candidates: tuple[CandidateConfig, ...]
+    base: str
+    output: Path
+    fit: FitConfig
+    denoise: DenoiseConfig = DenoiseConfig()
+
+    def __post_init__(self) -> None:
+        names = [candidate.name for candidate in self.candidates]
+        twice = sorted({name for name in names if names.count(name) > 1})
+        refuse(
+            "CandidatesConfig",
+            [
+                None if names else "candidates is empty",
+                f"two candidates are called {', '.join(twice)}" if twice else None,
+            ],
+        )
+
+
+def train_candidate(
+    base: Base, examples: Sequence[Example], candidate: CandidateConfig, config: CandidatesConfig
+) -> FitResult:
+    """Train one LoRA on `base`, write its folder, and leave `base` as it was.
+
+    Raises:
+        ValueError: A target that names no layer of the UNet, or one that is not linear.
+    """
+    run = replace(
+        config.fit,
+        output=config.fit.output / candidate.name,
+        steps=candidate.steps or config.fit.steps,
+    )
+    _check_targets(base.unet, candidate)
+    set_seed(run.seed)
+    lora = LoraConfig(
+        r=candidate.rank,
+        lora_alpha=candidate.alpha,  # pyright: ignore[reportArgumentType] (peft divides it, no more)
+        target_modules=list(candidate.targets),
+    )
+    adapted = get_peft_model(base.unet, lora)  # pyright: ignore[reportArgumentType] (any module)
+    try:
+        trained = {name: p for name, p in base.unet.named_parameters() if p.requires_grad}
+        result = fit(DenoiseTask(base, examples, trained, config.denoise), run)
+        if PartialState().is_main_process:
+            expert = _expert(adapted, candidate.name, base.name)
+            with new_folder(config.output / candidate.name) as folder:
+                write_peft(expert, folder / "unet", dtype=torch.float16)
+        PartialState().wait_for_everyone()
+    finally:
+        adapted.unload()
+    return result
+
+
+def _check_targets(unet: nn.Module, candidate: CandidateConfig) -> None:
+    # peft is content when one of the targets is found, and takes convolutions too.
+    faults = []
+    for target in candidate.targets:
+        kinds = {
+            type(module).__name__: isinstance(module, nn.Linear)
+            for path, module in unet.named_modules()
+            if f".{path}".endswith(f".{target}")
+        }
+        if not kinds:
+            faults.append(f"{target!r} names no layer of the UNet")
+        faults += [
+            f"{target!r} names a {kind}, expected linear layers"
+            for kind, linear in kinds.items()
+            if not linear
+        ]
+    refuse(f"the targets of {candidate.name}", faults)
+
+
+def _expert(adapted: PeftModel, name: str, base: str) -> Expert:
+    unet = adapted.get_base_model()
+    layers = {
+        path: Factors(
+            unet.get_parameter(f"{path}.lora_A.default.weight"),
+            unet.get_parameter(f"{path}.lora_B.default.weight"),
+            layer.scaling["default"],
+        )
+        for path, layer in unet.named_modules()
+        if isinstance(layer, LoraLayer)
+    }
+    return Expert(name, layers, base)
+
+
+def main(config: CandidatesConfig) -> None:
+    """Train the LoRAs that are not there yet."""
+    missing = [c for c in config.candidates if not (config.output / c.name).exists()]
+    if not missing:
+        print(f"all {len(config.candidates)} LoRAs are in {config.output}")
+        return
+    # All folders are read before the first step: a fault in the last one shows at once.
+    examples = {c.name: read_examples(c.data, c.prompt) for c in missing}
+    base = Base.load(config.base)
+    for candidate in missing:
+        result = train_candidate(base, examples[candidate.name], candidate, config)
+        if PartialState().is_main_process:
+            print(
+                f"{config.output / candidate.name}: {len(examples[candidate.name])} examples, "
+                f"{result.step} steps, {result.seconds:.0f} s"
+            )
+
+
+if __name__ == "__main__":
+    main(auto_cli(CandidatesConfig, as_positional=False))

@@ -1,0 +1,185 @@
+"""Gates of a UNet: guidance, batches, every loss term, the whole way through."""
+
+import json
+
+import open_clip
+import pytest
+import torch
+from diffusers import DDIMScheduler, StableDiffusionPipeline
+from PIL import Image
+from safetensors.torch import save_file
+from torch import nn
+
+from dreambooth.adapter import blocks, positive_rows
+from dreambooth.base import Base
+from dreambooth.clip import composed
+from dreambooth.clip_task import ClipLoss
+from dreambooth.sampling import guided, sample, schedule
+from dreambooth.subject_style import SubjectStyle
+from mole_vl import Expert, Factors, mix, write_peft
+from mole_vl.gates import MoLE, Sigmoid
+from mole_vl.training import FitConfig, Row, fit
+from tests.dreambooth.toys import SIDE, write_base, write_examples, write_picture
+from tests.toys import randomise
+
+
+def write_clip(folder):
+    settings = {
+        "embed_dim": 8,
+        "vision_cfg": {
+            "image_size": SIDE,
+            "layers": 1,
+            "width": 8,
+            "head_width": 4,
+            "patch_size": 8,
+        },
+        "text_cfg": {
+            "context_length": 12,
+            "vocab_size": 49408,
+            "width": 8,
+            "heads": 2,
+            "layers": 1,
+        },
+    }
+    folder.mkdir()
+    content = {"model_cfg": settings, "preprocess_cfg": {"mean": [0.5] * 3, "std": [0.5] * 3}}
+    (folder / "open_clip_config.json").write_text(json.dumps(content))
+    torch.manual_seed(3)
+    model = open_clip.CLIP(**settings)
+    # A start so small that pictures hardly differ would test nothing.
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(3.0 if parameter.dim() > 1 else 1.0)
+    save_file(model.state_dict(), folder / "open_clip_model.safetensors")
+    return f"local-dir:{folder}"
+
+
+def experts(unet, folder=None):
+    made = []
+    for name, rank in (("owl", 2), ("ink", 3)):
+        layers = {
+            path: Factors(torch.randn(rank, m.in_features), torch.randn(m.out_features, rank), 0.1)
+            for path, m in unet.named_modules()
+            if isinstance(m, nn.Linear) and path.endswith(("to_q", "to_k", "to_v"))
+        }
+        made.append(Expert(name, layers))
+        if folder:
+            write_peft(made[-1], folder / name / "unet")
+    return made
+
+
+@pytest.fixture
+def base(tmp_path):
+    return Base.load(write_base(tmp_path / "base", "v_prediction"))
+
+
+def test_sampling_equals_the_pipeline_of_diffusers(tmp_path, base):
+    pipeline = StableDiffusionPipeline.from_pretrained(base.name)
+    pipeline.scheduler = DDIMScheduler.from_config(pipeline.scheduler.config)
+    pipeline.set_progress_bar_config(disable=True)
+    noise = torch.randn(2, *base.latent_shape(SIDE))
+    expected = pipeline(
+        ["a dog", "an owl"], negative_prompt=["bad"] * 2, latents=noise, num_inference_steps=4,
+        guidance_scale=2.5, output_type="latent",
+    ).images  # fmt: skip
+    states = base.encode_prompts(["bad", "bad", "a dog", "an owl"])
+    found = sample(base, noise, states, schedule(base, 4), 2.5)
+    torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
+
+
+def test_guidance_in_one_batch_equals_two_passes_under_the_same_weights(base):
+    mixture = mix(base.unet, experts(base.unet), gate=MoLE(), blocks=blocks(base.unet))
+    randomise(mixture)
+    latents, step = torch.randn(3, *base.latent_shape(SIDE)), torch.tensor(300)
+    states = base.encode_prompts(["bad"] * 3 + ["a dog", "an owl", "a red cat"])
+    with torch.no_grad():
+        with mixture.condition(source=positive_rows(3)):
+            together = guided(base, latents, step, states, 3.0)
+        with mixture.record() as records:
+            positive = base.predict(latents, step, states[3:])
+        with mixture.pinned({r.site: r.output.weights for r in records}):
+            negative = base.predict(latents, step, states[:3])
+    expected = negative + 3 * (positive - negative)
+    torch.testing.assert_close(together, expected, atol=1e-4, rtol=1e-4)
+
+
+@pytest.fixture
+def domain(tmp_path, base):
+    experts(base.unet, tmp_path / "loras")
+    return SubjectStyle(
+        base=base.name,
+        experts=[tmp_path / "loras/owl", tmp_path / "loras/ink"],
+        prompt="an owl in ink",
+        caption="an owl in ink style",
+        pictures={
+            "owl": write_examples(tmp_path / "owl", ["an owl"] * 2),
+            "ink": write_examples(tmp_path / "ink", ["a dog"] * 3),
+        },
+        ordinary=write_examples(tmp_path / "ordinary", ["a thing"] * 4),
+        clip=write_clip(tmp_path / "clip"),
+        resolution=SIDE,
+        loss=ClipLoss(steps=4, guidance=2.0),
+        truth=write_picture(tmp_path / "truth.png", seed=9),
+        drawn=2,
+    )
+
+
+def test_a_batch_of_pictures_equals_single_ones(domain):
+    mixture = domain.mix(MoLE(normaliser=Sigmoid()), "block")["unet"]
+    randomise(mixture)
+    together = domain.draw(3, seed=5)
+    torch.testing.assert_close(domain.draw(1, seed=5)[0], together[0], atol=1e-4, rtol=1e-4)
+    assert not torch.allclose(together[0], together[1], atol=1e-2)
+
+
+def test_every_term_of_the_loss_moves_every_gate(domain):
+    mixture = domain.mix(MoLE(), "block")["unet"]
+    randomise(mixture)
+    task = domain.task(0.1)
+    terms = task.losses(task.batch([Row(0, 0, index, 2) for index in range(2)]))
+    assert terms.keys() == {"text", "picture", "balance"}
+    for name, term in terms.items():
+        grads = torch.autograd.grad(term.value, list(mixture.gates.parameters()), retain_graph=True)
+        assert all(grad.abs().max() > 0 for grad in grads), name
+    assert all(parameter.grad is None for parameter in domain.base.unet.parameters())
+
+
+def test_goals_are_offsets_from_the_ordinary(domain):
+    domain.mix(MoLE(), "block")
+    goals = domain.goals(domain.clip)
+    features = {name: domain.clip.pictures(p).mean(0) for name, p in domain.pictures.items()}
+    centre = domain.clip.pictures(domain.ordinary).mean(0)
+    torch.testing.assert_close(goals.offset, features["owl"] + features["ink"] - 2 * centre)
+    torch.testing.assert_close(composed(centre, centre), torch.zeros(8))
+
+
+def test_the_whole_way_from_training_to_a_report(tmp_path, domain):
+    domain.mix(MoLE(), "block")
+    run = FitConfig(output=tmp_path / "run", steps=3, rows=2, lr=0.05, progress=False)
+    before = {k: v.clone() for k, v in domain.mixture.gates.state_dict().items()}
+    fit(domain.task(0.0), run)
+    assert any(not torch.equal(v, before[k]) for k, v in domain.mixture.gates.state_dict().items())
+    table = domain.report(tmp_path / "run")
+    arms = ["base", "owl", "ink", "sum", "NLA", "gates"]
+    assert [line.split("|")[1].strip() for line in table.splitlines()[2:]] == arms
+    scores = json.loads((tmp_path / "run/scores.json").read_text())
+    assert all(-1 <= x <= 1 for arm in scores.values() for xs in arm.values() for x in xs)
+    with Image.open(tmp_path / "run/grid.png") as grid:
+        assert grid.height > 7 * SIDE
+    drawings = domain.drawings()
+    with domain.mixture.disabled():
+        torch.testing.assert_close(drawings["base"], domain.draw(2))
+
+
+def test_mistakes_are_named(tmp_path, domain):
+    domain.picture_folders = {"owl": tmp_path / "owl"}
+    with pytest.raises(ValueError, match="pictures are given for owl; the experts are ink, owl"):
+        domain.mix(MoLE(), "block")
+    domain.picture_folders = {"owl": tmp_path / "owl", "ink": tmp_path / "loras"}
+    with pytest.raises(ValueError, match="has no pictures"):
+        domain.mix(MoLE(), "block")
+    domain.expert_folders = [tmp_path / "loras/owl/unet"]
+    with pytest.raises(ValueError, match="has no unet folder"):
+        domain.mix(MoLE(), "block")
+    with pytest.raises(ValueError, match=r"steps is 0, .*first is 0.9, last is 0.2"):
+        ClipLoss(steps=0, first=0.9, last=0.2)
