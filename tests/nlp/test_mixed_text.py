@@ -1,0 +1,95 @@
+"""The program train_gates.py on a tiny language model, the whole way."""
+
+import json
+
+import pytest
+import torch
+from torch import nn
+
+from mole_vl import Expert, Factors, mix_from, read_gates, read_peft, write_peft
+from mole_vl.gates import MoLE, Sigmoid
+from mole_vl.training import FitConfig
+from nlp.adapter import blocks
+from nlp.data import TextRow, write_rows
+from nlp.mixed_text import MixedText, table
+from nlp.models import load_base
+from tests.nlp.toys import tiny_folder
+from train_gates import train_gates
+
+# The tiny model says the first letter of each vocabulary entry: enough to be right or wrong.
+WORDS = ("abc", "bcd")
+ROWS = [TextRow(f"{word}:", word[0], task) for word in WORDS for task in ("past", "plural")]
+    TextRow(f"{word}:", word[0], task) for word in ("abc", "bcd") for task in ("past", "plural")
+]
+
+
+@pytest.fixture
+def domain(tmp_path):
+    base = str(tiny_folder(tmp_path / "base"))
+    model, _ = load_base(base)
+    for seed, name in enumerate(("past", "plural")):
+        torch.manual_seed(seed)
+        layers = {
+            path: Factors(torch.randn(2, m.in_features), torch.randn(m.out_features, 2), 1.0)
+            for path, m in model.named_modules()
+            if isinstance(m, nn.Linear) and path.endswith(("q_proj", "v_proj"))
+        }
+        write_peft(Expert(name, layers), tmp_path / name)
+    write_rows(tmp_path / "rows.jsonl", ROWS)
+    return MixedText(
+        experts=[tmp_path / "past", tmp_path / "plural"],
+        train=tmp_path / "rows.jsonl",
+        test=tmp_path / "rows.jsonl",
+        base=base,
+    )
+
+
+def config(tmp_path, **changes):
+    settings = {"output": tmp_path / "run", "steps": 3, "rows": 4, "lr": 0.1, "progress": False}
+    return FitConfig(**{**settings, **changes})
+
+
+def test_from_a_config_to_gates_and_a_report(tmp_path, domain, capsys):
+    train_gates(domain, config(tmp_path), gate=MoLE(normaliser=Sigmoid()), balance=0.01)
+    log = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
+    assert log[-1].keys() == {"step", "lr", "lm", "balance"}
+    report = (tmp_path / "run/report.md").read_text()
+    assert report in capsys.readouterr().out + "\n"
+    assert report.splitlines()[0] == "| exact match | base | sum | NLA | gates | oracle |"
+    hits = json.loads((tmp_path / "run/hits.json").read_text())
+    assert hits.pop("task") == [row.task for row in ROWS]
+    # What was saved is what was judged: mixed anew from the file, the gates give the same hits.
+    model, _ = load_base(domain.base)
+    file = tmp_path / "run/gates/model.safetensors"
+    experts = [read_peft(folder) for folder in domain.experts]
+    domain.mixture = mix_from(model, experts[::-1], file, blocks=blocks(model))
+    domain.model = model
+    assert domain.hits(["gates"])["gates"] == hits["gates"]
+    assert read_gates(file).spec == MoLE(normaliser=Sigmoid())
+
+
+def test_arms_are_what_they_say(domain):
+    mixture = domain.mix(MoLE(), "block")["model"]
+    hits = domain.hits()
+    with mixture.disabled():
+        assert domain.hits(["gates"])["gates"] == hits["base"]
+    with mixture.pinned([1.0, 1.0]):
+        assert domain.hits(["gates"])["gates"] == hits["sum"]
+    rows = domain.test_rows
+    for name in ("past", "plural"):
+        with mixture.pinned({name: 1.0}):
+            alone = domain.hits(["gates"])["gates"]
+        for row, mine, oracle in zip(rows, alone, hits["oracle"], strict=True):
+            assert row.row.task != name or mine == oracle
+
+
+def test_the_table_counts_by_task():
+    lines = table(["a", "b", "a"], {"x": [True, False, False]}).splitlines()
+    assert lines[2:] == ["| a | 0.500 |", "| b | 0.000 |", "| **all** | 0.333 |"]
+
+
+def test_a_task_without_an_expert_is_named(tmp_path, domain):
+    write_rows(tmp_path / "rows.jsonl", [*ROWS, TextRow("x:", "y", "german")])
+    domain.mix(MoLE(), "block")
+    with pytest.raises(ValueError, match="a row's task is 'german', and no expert has that name"):
+        domain.hits(["oracle"])
