@@ -19,8 +19,6 @@ from train_gates import train_gates
 # The tiny model says the first letter of each vocabulary entry: enough to be right or wrong.
 WORDS = ("abc", "bcd")
 ROWS = [TextRow(f"{word}:", word[0], task) for word in WORDS for task in ("past", "plural")]
-    TextRow(f"{word}:", word[0], task) for word in ("abc", "bcd") for task in ("past", "plural")
-]
 
 
 @pytest.fixture
