@@ -21,7 +21,9 @@ class Block(nn.Module):
     def __init__(self, width: int, context: int) -> None:
         super().__init__()
         self.attention = Attention(width, context)
-        self.ff = nn.ModuleList([nn.Linear(width, 2 * width), nn.GELU(), nn.Linear(2 * width, width)])
+        self.ff = nn.ModuleList(
+            [nn.Linear(width, 2 * width), nn.GELU(), nn.Linear(2 * width, width)]
+        )
 
     def forward(self, x: Tensor, context: Tensor) -> Tensor:
         x = x + self.attention(hidden_states=x, context=context).tanh()

@@ -1,10 +1,11 @@
 """Pictures for the LoRAs of the emoji world: a folder for each held-out subject and style.
 
-    python -m dreambooth.world.candidates --world worlds/emoji --output out/world/candidates
+    python -m dreambooth.world.candidates --world worlds/emoji --output out/world
 
 A held-out subject is shown in the base styles alone, a held-out style on train subjects alone: the
 subject in that style is left to the mixture. In captions both go by an identifier, which
-`identifiers.json` in the world's folder keeps.
+`identifiers.json` in the world's folder keeps. Beside them: `candidates/ordinary`, a sample of what
+the base was trained on, and `truth`, the drawings that a mixture should come to, for judging alone.
 """
 
 import json
@@ -15,16 +16,19 @@ from typing import Literal
 
 from jsonargparse import auto_cli
 from PIL import Image
+from torch import Tensor
 
 from dreambooth.data import METADATA
 from dreambooth.world.captions import IDENTIFIERS, with_article
 from dreambooth.world.pictures import Pictures
-from dreambooth.world.split import open_pairs
+from dreambooth.world.split import base_pairs, held_out_pairs, open_pairs
 from dreambooth.world.world import Pair, World
 from mole_vl.files import new_file, new_folder
 
 Kind = Literal["subject", "style"]
 FILE = "identifiers.json"
+ORDINARY = 9
+"""One in so many of the base's pictures stands for what is ordinary."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,28 +96,44 @@ def write_candidate(folder: Path, pairs: Sequence[Pair], of: Candidate, pictures
     with new_folder(folder) as partial:
         lines = []
         for pair in pairs:
-            file = f"{pair.subject.name} in {pair.style.name}.png"
-            pixels = pictures[pair].permute(1, 2, 0).contiguous().numpy()
-            Image.fromarray(pixels).save(partial / file)
+            file = picture_name(pair)
+            _write_picture(partial / file, pictures[pair])
             lines += [{"file_name": file, "text": text} for text in candidate_captions(pair, of)]
         (partial / METADATA).write_text("".join(json.dumps(line) + "\n" for line in lines))
 
 
-def write_candidates(
-    world: Path = Path("worlds/emoji"), output: Path = Path("out/world/candidates")
-) -> None:
-    """Writes every candidate's folder, and the identifiers into the world.
+def write_plain(folder: Path, pairs: Sequence[Pair], pictures: Pictures) -> None:
+    """Writes one folder of pictures without captions."""
+    with new_folder(folder) as partial:
+        for pair in pairs:
+            _write_picture(partial / picture_name(pair), pictures[pair])
+
+
+def picture_name(pair: Pair) -> str:
+    """The file of a pair's picture."""
+    return f"{pair.subject.name} in {pair.style.name}.png"
+
+
+def _write_picture(file: Path, picture: Tensor) -> None:
+    Image.fromarray(picture.permute(1, 2, 0).contiguous().numpy()).save(file)
+
+
+def write_candidates(world: Path = Path("worlds/emoji"), output: Path = Path("out/world")) -> None:
+    """Writes every candidate's folder, ordinary pictures, the truth, and the identifiers.
 
     Args:
-        world: The folder of the finished world.
-        output: Where the candidates' folders go.
+        world: The folder of the finished world; `identifiers.json` is written into it.
+        output: Where the folders of pictures go.
     """
     found = World.load(world)
     pictures = Pictures.load(world, found)
     known = candidates(found)
     for candidate in known:
         pairs = candidate_pairs(found, candidate)
-        write_candidate(output / candidate.name, pairs, candidate, pictures)
+        write_candidate(output / "candidates" / candidate.name, pairs, candidate, pictures)
+    # Every ninth: all subjects and styles have their part.
+    write_plain(output / "candidates/ordinary", base_pairs(found)[::ORDINARY], pictures)
+    write_plain(output / "truth", held_out_pairs(found), pictures)
     with new_file(world / FILE) as partial:
         partial.write_text(json.dumps([asdict(candidate) for candidate in known], indent=1) + "\n")
 

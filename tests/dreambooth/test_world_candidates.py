@@ -12,7 +12,7 @@ from dreambooth.world.captions import IDENTIFIERS
 from dreambooth.world.catalogue import Subject
 from dreambooth.world.pictures import write_pictures
 from dreambooth.world.render import SIZE
-from dreambooth.world.split import held_out_pairs
+from dreambooth.world.split import base_pairs, held_out_pairs
 from dreambooth.world.styles import Style
 from dreambooth.world.world import World
 
@@ -47,7 +47,7 @@ def world(tmp_path):
     folder = tmp_path / "world"
     write_pictures(folder, world, lambda pair: Image.new("RGB", (SIZE, SIZE), colour(world, pair)))
     world.save(folder)
-    write_candidates(folder, tmp_path / "candidates")
+    write_candidates(folder, tmp_path)
     return world
 
 
@@ -71,7 +71,15 @@ def test_each_candidate_sees_its_side_of_the_split_and_nothing_withheld(world, t
         "ink": [("apple", "ink"), ("fox", "ink"), ("rose", "ink")],
         # The rose's drawing is withheld, and this test style shows the same lines.
         "net": [("apple", "net"), ("fox", "net")],
+        "ordinary": shown["ordinary"],
     }
+    base = {(p.subject.name, p.style.name) for p in base_pairs(world)}
+    assert shown["ordinary"] and set(shown["ordinary"]) <= base
+
+
+def test_the_truth_is_all_that_is_held_out(world, tmp_path):
+    expected = sorted((p.subject.name, p.style.name) for p in held_out_pairs(world))
+    assert seen(world, tmp_path / "truth") == expected
 
 
 def test_no_composition_is_in_any_folder(world, tmp_path):
@@ -93,7 +101,7 @@ def test_identifiers_go_to_dev_before_test_and_subjects_before_styles(world, tmp
     assert load_candidates(tmp_path / "world") == known
     assert [c.phrase for c in known[1:3]] == ["a <v2> bird", "<v3> style"]
     first = (tmp_path / "world" / FILE).read_bytes()
-    write_candidates(tmp_path / "world", tmp_path / "candidates")
+    write_candidates(tmp_path / "world", tmp_path / "out")
     assert (tmp_path / "world" / FILE).read_bytes() == first
 
 
@@ -101,6 +109,7 @@ def test_captions_call_what_is_held_out_by_its_identifier_and_never_by_name(worl
     texts = {
         folder.name: [example.text for example in read_examples(folder)]
         for folder in (tmp_path / "candidates").iterdir()
+        if folder.name != "ordinary"
     }
     assert texts["panda"] == ["a <v1> mammal in oil style", "a <v1> mammal in wax style"]
     assert texts["old"][-3:] == [
