@@ -14,7 +14,7 @@ from dreambooth.world.latents import Latents
 from dreambooth.world.world import Pair
 from mole_vl.training import Row, Term
 
-SCENE_SHARE = 0.2
+SCENE_SHARE = 0.15
 PLAIN_SHARE = 0.5
 
 

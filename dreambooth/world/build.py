@@ -109,8 +109,8 @@ def build_base(folder: Path, work: Path) -> None:
     )
     config = FitConfig(
         output=work / "base",
-        steps=9000,
-        rows=64,
+        steps=12000,
+        rows=32,
         lr=8e-4,
         schedule="constant",
         warmup=100,

@@ -80,4 +80,4 @@ def _encode(vae: AutoencoderKL, pages: Sequence[Tensor]) -> Tensor:
     """Means of the latents, scaled to about unit variance, fp16 (N, C, H, W)."""
     batches = [torch.stack(list(pages[i : i + _BATCH])) for i in range(0, len(pages), _BATCH)]
     means = [vae.encode(batch).latent_dist.mean * vae.config.scaling_factor for batch in batches]
-    return torch.cat(means).half()
+    return torch.cat(means).half().contiguous()
