@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from diffusers import DDIMScheduler, UNet2DConditionModel
@@ -42,7 +43,7 @@ class BaseTask:
     ) -> None:
         self.networks = nn.ModuleDict({"unet": unet, "text_encoder": text_encoder}).train()
         self.tokenizer = tokenizer
-        self.scheduler = scheduler
+        self.scheduler: Any = scheduler
         self.latents = latents
         self.pairs = pairs
 
@@ -64,7 +65,7 @@ class BaseTask:
             latents.append(latent.float())
             captions.append(dropped(text, generator))
             noises.append(torch.randn(latent.shape, generator=generator))
-            steps = self.scheduler.config.num_train_timesteps
+            steps = self.scheduler.config["num_train_timesteps"]
             timesteps.append(torch.randint(steps, (), generator=generator))
         tokens = self.tokenizer(captions, padding="max_length", return_tensors="pt").input_ids
         device = self.device

@@ -24,6 +24,7 @@ from dreambooth.world.measure import (
     real,
     style_distances,
 )
+from dreambooth.world.models import decode, encode
 from dreambooth.world.pictures import Pictures
 from dreambooth.world.split import base_pairs, held_out_pairs, open_pairs, unseen_pairs
 from dreambooth.world.styles import Style
@@ -78,7 +79,7 @@ def _samples(run: Path) -> int | None:
 @torch.inference_mode()
 def _reconstruction(vae: AutoencoderKL, pages: Tensor) -> float:
     """Mean absolute pixel error (0 to 1) of the VAE on pictures that nobody was trained on."""
-    drawn = [vae.decode(vae.encode(some).latent_dist.mean).sample for some in pages.split(16)]
+    drawn = [decode(vae, encode(vae, some).mean) for some in pages.split(16)]
     return round(float((torch.cat(drawn).clamp(-1, 1) - pages).abs().mean()) / 2, 4)
 
 

@@ -10,6 +10,7 @@ import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from open_clip import CLIP
@@ -54,7 +55,7 @@ JUDGE_CLIP = ClipSpec(
 )
 
 
-def model_config(spec: ClipSpec, tokenizer: CLIPTokenizer) -> dict[str, object]:
+def model_config(spec: ClipSpec, tokenizer: CLIPTokenizer) -> dict[str, Any]:
     """The model as open_clip's own config has it: a small ResNet beside a small transformer."""
     return {
         "embed_dim": EMBED_DIM,

@@ -3,6 +3,7 @@
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, StableDiffusionPipeline
@@ -29,7 +30,7 @@ def replace_folder(folder: Path, write: Callable[[Path], object]) -> None:
 def export_vae(vae: AutoencoderKL, pictures: Tensor, folder: Path) -> None:
     """Writes the VAE with the scaling that gives latents of `pictures` unit variance."""
     vae.eval()
-    means = [vae.encode(to_float(some)).latent_dist.mean for some in pictures.split(16)]
+    means = [models.encode(vae, to_float(some)).mean for some in pictures.split(16)]
     vae.register_to_config(scaling_factor=1 / float(torch.cat(means).std()))
     replace_folder(folder, lambda partial: vae.half().save_pretrained(partial))
 
@@ -47,7 +48,8 @@ def export_base(world: World, run: Path, folder: Path) -> None:
     unet, text_encoder = models.make_unet(), models.make_text_encoder(tokenizer)
     unet.load_state_dict(_under("unet.", snapshot.averages))
     text_encoder.load_state_dict(_under("text_encoder.", snapshot.averages))
-    pipeline = StableDiffusionPipeline(
+    assemble: Any = StableDiffusionPipeline
+    pipeline = assemble(
         vae=AutoencoderKL.from_pretrained(folder / "vae"),
         text_encoder=text_encoder,
         tokenizer=tokenizer,

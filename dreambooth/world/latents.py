@@ -9,6 +9,7 @@ from diffusers import AutoencoderKL
 from safetensors.torch import load_file, save_file
 from torch import Generator, Tensor
 
+from dreambooth.world.models import encode
 from dreambooth.world.pictures import Pictures
 from dreambooth.world.scenes import placed, scene, to_float
 from dreambooth.world.world import Pair
@@ -79,5 +80,6 @@ def _scene_parts(pairs: Sequence[Pair], generator: Generator) -> Tensor:
 def _encode(vae: AutoencoderKL, pages: Sequence[Tensor]) -> Tensor:
     """Means of the latents, scaled to about unit variance, fp16 (N, C, H, W)."""
     batches = [torch.stack(list(pages[i : i + _BATCH])) for i in range(0, len(pages), _BATCH)]
-    means = [vae.encode(batch).latent_dist.mean * vae.config.scaling_factor for batch in batches]
+    scale = float(vae.config["scaling_factor"])
+    means = [encode(vae, batch).mean * scale for batch in batches]
     return torch.cat(means).half().contiguous()

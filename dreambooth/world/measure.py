@@ -7,6 +7,7 @@ other pairs of train subjects and base styles, drawn by lot.
 import random
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import open_clip
 import torch
@@ -30,7 +31,8 @@ class Judge:
 
     def __init__(self, folder: Path) -> None:
         name = f"local-dir:{folder}"
-        self.clip: CLIP = open_clip.create_model_from_pretrained(name)[0].eval()
+        loaded: Any = open_clip.create_model_from_pretrained(name)
+        self.clip: CLIP = loaded[0].eval()
         self.tokenizer = open_clip.get_tokenizer(name)
 
     @torch.inference_mode()
@@ -83,7 +85,7 @@ def load_pipeline(folder: Path) -> StableDiffusionPipeline:
     return pipeline
 
 
-def generated(pipeline: StableDiffusionPipeline, captions: Sequence[str], seed: int) -> Tensor:
+def generated(pipeline: Any, captions: Sequence[str], seed: int) -> Tensor:
     """A picture for each caption, float (N, 3, 64, 64) in [-1, 1]; picture i has seed + i."""
     made = []
     for start in range(0, len(captions), _BATCH):

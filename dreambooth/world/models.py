@@ -1,6 +1,9 @@
 """The base's networks, at the size of the world: a Stable Diffusion of 15 M parameters."""
 
+from typing import Any
+
 from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
+from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from dreambooth.world.render import SIZE
@@ -8,11 +11,14 @@ from dreambooth.world.render import SIZE
 LATENT_CHANNELS = 8
 LATENT_SIZE = SIZE // 4
 TEXT_WIDTH = 192
+# diffusers and transformers annotate less than they accept.
+_Vae: Any = AutoencoderKL
+_TextConfig: Any = CLIPTextConfig
 
 
 def make_vae() -> AutoencoderKL:
     """Pictures (B, 3, 64, 64) to latents (B, 8, 16, 16). With 4 channels pictures stay blurred."""
-    return AutoencoderKL(
+    return _Vae(
         down_block_types=("DownEncoderBlock2D",) * 3,
         up_block_types=("UpDecoderBlock2D",) * 3,
         block_out_channels=(32, 64, 64),
@@ -21,6 +27,16 @@ def make_vae() -> AutoencoderKL:
         norm_num_groups=16,
         sample_size=SIZE,
     )
+
+
+def encode(vae: Any, pages: Tensor) -> Any:
+    """The distribution (`mean`, `std`, `kl()`) of the latents (B, 8, 16, 16) of pages."""
+    return vae.encode(pages).latent_dist
+
+
+def decode(vae: Any, latents: Tensor) -> Tensor:
+    """Pages (B, 3, 64, 64) of latents (B, 8, 16, 16)."""
+    return vae.decode(latents).sample
 
 
 def make_unet() -> UNet2DConditionModel:
@@ -41,7 +57,7 @@ def make_unet() -> UNet2DConditionModel:
 
 def make_text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:
     """Token ids (B, 32) to states (B, 32, 192)."""
-    config = CLIPTextConfig(
+    config = _TextConfig(
         vocab_size=len(tokenizer),
         hidden_size=TEXT_WIDTH,
         intermediate_size=4 * TEXT_WIDTH,

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterable
+from typing import Any
 
 from tokenizers import Tokenizer
 from tokenizers.models import BPE
@@ -49,7 +50,7 @@ def _words(world: World) -> list[str]:
     return sorted({word for text in texts for word in text.replace(",", " ").split()} | {"style"})
 
 
-def _merges(words: Iterable[str]) -> list[tuple[str, str]]:
+def _merges(words: Iterable[str]) -> Any:
     """Merges that make each word one token, learned by BPE from a list of just these words."""
     trainer = BpeTrainer(
         vocab_size=100_000, min_frequency=1, end_of_word_suffix=_WORD_END, show_progress=False

@@ -7,6 +7,7 @@ from diffusers import AutoencoderKL
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from dreambooth.world.models import LATENT_CHANNELS, decode, encode
 from dreambooth.world.scenes import placed, scene, to_float
 from mole_vl.training import Row, Term
 
@@ -23,7 +24,8 @@ class VaeTask:
     """
 
     def __init__(self, vae: AutoencoderKL, pictures: Tensor, *, hue_weight: float) -> None:
-        self.vae = vae.to(memory_format=torch.channels_last)
+        self.vae: nn.Module = vae
+        nn.Module.to(vae, memory_format=torch.channels_last)
         self.pictures = to_float(pictures)
         self.hue_weight = hue_weight
 
@@ -49,8 +51,7 @@ class VaeTask:
             else:
                 pages.append(placed(picture, generator))
             side = pages[-1].shape[-1] // 4
-            channels = self.vae.config.latent_channels
-            noises.append(torch.randn(channels, side, side, generator=generator))
+            noises.append(torch.randn(LATENT_CHANNELS, side, side, generator=generator))
         return torch.stack(pages).to(self.device), torch.stack(noises).to(self.device)
 
     def units(self, batch: tuple[Tensor, Tensor]) -> int:
@@ -61,8 +62,8 @@ class VaeTask:
         """The terms of the loss for one batch."""
         pages, noise = batch
         pages = pages.contiguous(memory_format=torch.channels_last)
-        latents = self.vae.encode(pages).latent_dist
-        drawn = self.vae.decode(latents.mean + latents.std * noise).sample
+        latents = encode(self.vae, pages)
+        drawn = decode(self.vae, latents.mean + latents.std * noise)
         return {
             "pixels": Term(F.l1_loss(drawn, pages)),
             "edges": Term(_edge_difference(drawn, pages), weight=EDGE_WEIGHT),
