@@ -13,6 +13,7 @@ from mole_vl import save_gates
 from mole_vl.domain import Domain
 from mole_vl.gates import GateSpec, MoLE
 from mole_vl.sites import SiteKind
+from mole_vl.specs import to_data
 from mole_vl.training import FitConfig, fit as run
 
 
@@ -35,7 +36,13 @@ def train_gates(
         report: Whether the arms are judged on held-out examples at the end.
     """
     mixtures = domain.mix(gate, site)
-    result = run(domain.task(balance), fit)
+    settings = {
+        "gate": to_data(gate),
+        "site": site,
+        "balance": balance,
+        "experts": {part: [*m.names, *m.digests] for part, m in mixtures.items()},
+    }
+    result = run(domain.task(balance), fit, settings)
     if not PartialState().is_main_process:
         return
     for component, mixture in mixtures.items():

@@ -1,12 +1,12 @@
 """What every benchmark writes: one JSON file of a stable schema.
 
-    name, commit, machine, versions, settings, seeds: how the numbers came about
-    rows: a list of measurements, each with
-        measure   what was measured
-        arm       on which side; a difference is named "gates - sum"
-        n         number of units that the mean is over
-        mean      their mean
-        low, high 95 % interval of the mean, by bootstrap over units
+name, commit, machine, versions, settings, seeds: how the numbers came about
+rows: a list of measurements, each with
+    measure   what was measured
+    arm       on which side; a difference is named "gates - sum"
+    n         number of units that the mean is over
+    mean      their mean
+    low, high 95 % interval of the mean, by bootstrap over units
 """
 
 import json

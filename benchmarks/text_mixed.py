@@ -7,7 +7,6 @@ rows. The unit is the row, its hits averaged over seeds first; differences are p
 """
 
 import argparse
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,13 +15,11 @@ import matplotlib.pyplot as plt
 import numpy as np
 from jsonargparse import auto_parser
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
-
-from benchmarks.results import FOLDER, ROOT, Measurement, measured, write_results  # noqa: E402
-from mole_vl.specs import to_data  # noqa: E402
-from mole_vl.training import fit  # noqa: E402
-from nlp.mixed_text import ORACLE  # noqa: E402
-from train_gates import train_gates  # noqa: E402
+from mole_vl.specs import to_data
+from mole_vl.training import fit
+from nlp.mixed_text import ORACLE
+from results import FOLDER, ROOT, Measurement, measured, write_results
+from train_gates import train_gates
 
 CONFIG = ROOT / "configs/text_mixed.yaml"
 FIXED = ["base", "sum", "NLA", ORACLE]
@@ -39,7 +36,9 @@ def hits_of_seed(seed: int, quick: bool) -> tuple[list[str], dict[str, list[bool
     preset = load()
     steps = 10 if quick else preset.fit.steps
     output = ROOT / "out/benchmarks/text_mixed" / f"{'quick' if quick else 'full'}-{seed}"
-    config = replace(preset.fit, seed=seed, steps=steps, warmup=min(preset.fit.warmup, steps), output=output)
+    config = replace(
+        preset.fit, seed=seed, steps=steps, warmup=min(preset.fit.warmup, steps), output=output
+    )
     domain = preset.domain
     domain.mix(preset.gate, preset.site)
     if quick:
@@ -49,7 +48,9 @@ def hits_of_seed(seed: int, quick: bool) -> tuple[list[str], dict[str, list[bool
     return [row.row.task for row in domain.test_rows], hits, result.seconds
 
 
-def measurements(tasks: list[str], fixed: dict[str, np.ndarray], gates: np.ndarray) -> list[Measurement]:
+def measurements(
+    tasks: list[str], fixed: dict[str, np.ndarray], gates: np.ndarray
+) -> list[Measurement]:
     """Exact match of each arm, overall and by task, and the paired differences to the gates."""
     arms = {**fixed, "gates": gates}
     rows = [measured("exact match", name, values.tolist()) for name, values in arms.items()]

@@ -146,12 +146,12 @@ class SubjectStyle(Domain):
             found.append(self.base.decode(latents).clamp(-1, 1))
         return torch.cat(found)
 
-    def drawings(self) -> dict[str, Tensor]:
+    def drawings(self, seed: int = 0) -> dict[str, Tensor]:
         """The report's pictures by arm, all from the same noise."""
         found = {}
         for name, arm in arms([self.mixture]).items():
             with arm():
-                found[name] = self.draw(self.drawn)
+                found[name] = self.draw(self.drawn, seed)
         return found
 
     @torch.no_grad()

@@ -6,21 +6,20 @@ Stopped at any moment it goes on where it was; LoRAs whose folder stands are not
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
 from accelerate import PartialState
 from accelerate.utils import set_seed
 from jsonargparse import auto_cli
-from peft import LoraConfig, PeftModel, get_peft_model
-from peft.tuners.lora import LoraLayer
+from peft import LoraConfig, get_peft_model
 from torch import nn
 
 from dreambooth.base import Base
 from dreambooth.data import Example, read_examples
 from dreambooth.denoise import DenoiseConfig, DenoiseTask
-from mole_vl import Expert, Factors, write_peft
+from mole_vl import trained_expert, write_peft
 from mole_vl.faults import at_least, refuse
 from mole_vl.files import new_folder
 from mole_vl.training import FitConfig, FitResult, fit
@@ -113,9 +112,9 @@ def train_candidate(
     adapted = get_peft_model(base.unet, lora)  # pyright: ignore[reportArgumentType] (any module)
     try:
         trained = {name: p for name, p in base.unet.named_parameters() if p.requires_grad}
-        result = fit(DenoiseTask(base, examples, trained, config.denoise), run)
+        result = fit(DenoiseTask(base, examples, trained, config.denoise), run, asdict(candidate))
         if PartialState().is_main_process:
-            expert = _expert(adapted, candidate.name, base.name)
+            expert = trained_expert(adapted.get_base_model(), candidate.name, base.name)
             with new_folder(config.output / candidate.name) as folder:
                 write_peft(expert, folder / "unet", dtype=torch.float16)
         PartialState().wait_for_everyone()
@@ -141,20 +140,6 @@ def _check_targets(unet: nn.Module, candidate: CandidateConfig) -> None:
             if not linear
         ]
     refuse(f"the targets of {candidate.name}", faults)
-
-
-def _expert(adapted: PeftModel, name: str, base: str) -> Expert:
-    unet = adapted.get_base_model()
-    layers = {
-        path: Factors(
-            unet.get_parameter(f"{path}.lora_A.default.weight"),
-            unet.get_parameter(f"{path}.lora_B.default.weight"),
-            layer.scaling["default"],
-        )
-        for path, layer in unet.named_modules()
-        if isinstance(layer, LoraLayer)
-    }
-    return Expert(name, layers, base)
 
 
 def main(config: CandidatesConfig) -> None:

@@ -11,5 +11,6 @@ from mole_vl.mixture import Mixture as Mixture
 from mole_vl.peft_folder import (
     read_components as read_components,
     read_peft as read_peft,
+    trained_expert as trained_expert,
     write_peft as write_peft,
 )

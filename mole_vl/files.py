@@ -18,8 +18,10 @@ def new_folder(folder: Path) -> Iterator[Path]:
     partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
     try:
         yield partial
-        # mkdtemp's folders are private; what is kept is as readable as any other.
+        # Temporary folders, and files that safetensors writes, are private; what is kept is not.
         partial.chmod(0o755)
+        for path in partial.rglob("*"):
+            path.chmod(0o755 if path.is_dir() else 0o644)
         if folder.exists():
             shutil.rmtree(folder)
         partial.rename(folder)

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from mole_vl.experts import Expert, Factors
 from mole_vl.files import new_folder
@@ -68,6 +68,26 @@ def read_peft(folder: str | Path, name: str | None = None) -> Expert:
     return Expert(
         name or folder.resolve().name, layers, config.get("base_model_name_or_path"), str(folder)
     )
+
+
+def trained_expert(model: nn.Module, name: str, base: str | None = None) -> Expert:
+    """The expert in a model under peft's LoRA, as it is trained now; paths are the base model's.
+
+    Args:
+        model: The base model whose layers peft has replaced (`get_base_model()`).
+        name: The expert's name.
+        base: The base model's name.
+    """
+    layers = {}
+    for path, module in model.named_modules():
+        pairs, scales = getattr(module, "lora_A", None), getattr(module, "scaling", None)
+        if isinstance(pairs, nn.ModuleDict) and scales and "default" in pairs:
+            layers[path] = Factors(
+                module.get_submodule("lora_A.default").weight.detach(),  # pyright: ignore
+                module.get_submodule("lora_B.default").weight.detach(),  # pyright: ignore
+                scales["default"],
+            )
+    return Expert(name, layers, base)
 
 
 def read_components(folder: str | Path, name: str | None = None) -> dict[str, Expert]:

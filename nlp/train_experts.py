@@ -7,7 +7,7 @@ At the end: exact match of the base and of each expert on the held-out rows of i
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +15,10 @@ import torch
 from accelerate import PartialState
 from accelerate.utils import set_seed
 from jsonargparse import auto_cli
-from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
-from safetensors.torch import save_file
+from peft import LoraConfig, PeftModel, get_peft_model
 
+from mole_vl import trained_expert, write_peft
 from mole_vl.faults import at_least, refuse
-from mole_vl.files import new_folder
 from mole_vl.training import FitConfig, fit
 from nlp.data import EncodedRow, Style, Tokenizer, encode_rows, read_rows
 from nlp.evaluate import exact_match
@@ -129,22 +128,12 @@ def train_expert(
     )
     adapted = get_peft_model(model, lora)
     trained = {name: p for name, p in adapted.named_parameters() if p.requires_grad}
-    fit(LanguageTask(adapted, rows, pad=pad, parameters=trained), run)
+    fit(LanguageTask(adapted, rows, pad=pad, parameters=trained), run, asdict(expert))
     if PartialState().is_main_process:
-        with new_folder(config.output / expert.name) as folder:
-            _save(adapted, folder, config.base)
+        trained_now = trained_expert(adapted.get_base_model(), expert.name, config.base)
+        write_peft(trained_now, config.output / expert.name, dtype=torch.float16)
     PartialState().wait_for_everyone()
     adapted.unload()
-
-
-def _save(adapted: PeftModel, folder: Path, base: str) -> None:
-    factors = get_peft_model_state_dict(adapted)
-    halves = {name: value.detach().cpu().half().contiguous() for name, value in factors.items()}
-    save_file(halves, folder / "adapter_model.safetensors", metadata={"format": "pt"})
-    settings = adapted.peft_config["default"]
-    settings.base_model_name_or_path = base
-    settings.inference_mode = True
-    settings.save_pretrained(str(folder))
 
 
 def score_experts(model: Any, tokenizer: Tokenizer, config: ExpertsConfig) -> list[Score]:

@@ -38,9 +38,11 @@ class FitResult:
 class _Run:
     """A run in progress: the trained parameters, their optimiser and averages, and the log."""
 
-    def __init__(self, task: Task, config: FitConfig) -> None:
+    def __init__(self, task: Task, config: FitConfig, settings: Mapping[str, object]) -> None:
         self.task = task
         self.config = config
+        # As JSON would give them back: what is compared with a snapshot must look alike.
+        self.settings = json.loads(json.dumps({**config.arithmetic(), **settings}, default=str))
         self.accelerator = Accelerator(
             log_with=list(config.trackers) or None, project_dir=str(config.output)
         )
@@ -80,10 +82,9 @@ class _Run:
             snapshot = read_snapshot(self.config.output)
         if snapshot is None:
             return
-        now = json.loads(json.dumps(self.config.arithmetic()))
         faults = [
             f"{name} was {snapshot.settings.get(name)!r}, is {value!r}"
-            for name, value in now.items()
+            for name, value in self.settings.items()
             if snapshot.settings.get(name) != value
         ]
         if set(snapshot.weights) != set(self.parameters):
@@ -112,7 +113,7 @@ class _Run:
             weights = {name: p.detach().cpu() for name, p in self.parameters.items()}
             averages = {name: p.cpu() for name, p in self.averages.items()}
             snapshot = Snapshot(
-                self.step, self.config.arithmetic(), weights, averages, self.optimizer.state_dict()
+                self.step, self.settings, weights, averages, self.optimizer.state_dict()
             )
             write_snapshot(self.config.output, snapshot)
         self.accelerator.wait_for_everyone()
@@ -196,12 +197,14 @@ class _Run:
             self.accelerator.log(dict(terms), step=self.step)
 
 
-def fit(task: Task, config: FitConfig) -> FitResult:
+def fit(task: Task, config: FitConfig, settings: Mapping[str, object] | None = None) -> FitResult:
     """Train `task` to the end of `config`, from the start or from where the output folder stands.
 
     Args:
         task: Parameters, batches and loss of a domain.
         config: Steps, batch, optimiser, output.
+        settings: What else decides the weights (ranks, data, gates), as plain data: a run found in
+            the output folder is continued only where it agrees.
 
     Returns:
         The run's end. The task's parameters hold the trained weights (their average with `ema`).
@@ -211,10 +214,10 @@ def fit(task: Task, config: FitConfig) -> FitResult:
         FloatingPointError: A term of the loss is no finite number.
     """
     Path(config.output).mkdir(parents=True, exist_ok=True)
-    run = _Run(task, config)
+    run = _Run(task, config, settings or {})
     run.resume()
     if config.trackers:
-        run.accelerator.init_trackers("mole-vl", config=run.config.arithmetic())
+        run.accelerator.init_trackers("mole-vl", config=run.settings)
     start = time.monotonic()
     terms: dict[str, float] = {}
     bar = tqdm(

@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from tests.mole_vl.toy_task import ToyTask
 
 from mole_vl.training import FitConfig, fit, read_snapshot
+from tests.mole_vl.toy_task import ToyTask
 
 ROOT = Path(__file__).parents[2]
 
@@ -135,6 +135,13 @@ def test_a_run_of_other_settings_is_not_continued(tmp_path):
         ValueError, match=r"made with other settings \(lr was 0.02, is 0.1; seed was 0, is 3\)"
     ):
         trained(tmp_path, lr=0.1, seed=3)
+
+
+def test_settings_beyond_the_loop_must_agree_too(tmp_path):
+    fit(ToyTask(), config(tmp_path), {"rank": 4, "data": Path("a")})
+    fit(ToyTask(), config(tmp_path), {"rank": 4, "data": Path("a")})
+    with pytest.raises(ValueError, match=r"rank was 4, is 8"):
+        fit(ToyTask(), config(tmp_path), {"rank": 8, "data": Path("a")})
 
 
 def test_numbers_that_are_none_stop_the_run_and_keep_the_checkpoint(tmp_path):

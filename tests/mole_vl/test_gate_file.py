@@ -1,7 +1,6 @@
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tests.toys import BLOCKS, Toy, expert, inputs, randomise, three
 
 from mole_vl import mix, mix_from, read_gates, save_gates
 from mole_vl.gates import (
@@ -15,6 +14,7 @@ from mole_vl.gates import (
     Sigmoid,
     Sum,
 )
+from tests.toys import BLOCKS, Toy, expert, inputs, randomise, three
 
 GATES = [
     MoLE(),

@@ -1,10 +1,10 @@
 import torch
-from tests.toys import BLOCKS, Toy, inputs, randomise, three
 
 from mole_vl import mix
 from mole_vl.gates import GateOutput, MoLE, ScaledSoftmax, Sigmoid, Softmax
 from mole_vl.losses import balance, mean_shares
 from mole_vl.passes import Record
+from tests.toys import BLOCKS, Toy, inputs, randomise, three
 
 
 def test_balance_equals_its_formula_and_leaves_padding_out():

@@ -2,7 +2,6 @@ import copy
 
 import pytest
 import torch
-from tests.toys import BLOCKS, Toy, expert, inputs, randomise, three
 from torch.func import functional_call
 
 from mole_vl import Expert, Factors, mix
@@ -18,6 +17,7 @@ from mole_vl.gates import (
     Softmax,
     Sum,
 )
+from tests.toys import BLOCKS, Toy, expert, inputs, randomise, three
 
 SITES = ["matrix", "layer", "block", "network"]
 SCORES = [Hidden(), Responses(), Free()]

@@ -6,7 +6,6 @@ import weakref
 import pytest
 import torch
 from diffusers import UNet2DConditionModel
-from tests.toys import BLOCKS, Toy, inputs, randomise, three
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 from transformers import LlamaConfig, LlamaForCausalLM
@@ -14,6 +13,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from mole_vl import Expert, Factors, mix
 from mole_vl.gates import Hidden, MoLE, Responses, Sigmoid
 from mole_vl.losses import balance
+from tests.toys import BLOCKS, Toy, inputs, randomise, three
 
 SITES = ["matrix", "layer", "block", "network"]
 

@@ -4,10 +4,10 @@ import peft
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tests.toys import Toy, inputs, three
 
 from mole_vl import mix, read_components, read_peft, write_peft
 from mole_vl.gates import Sum
+from tests.toys import Toy, inputs, three
 
 CONFIGS = {
     "plain": {"r": 3, "lora_alpha": 5},

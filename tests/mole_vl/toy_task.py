@@ -6,13 +6,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
-from tests.toys import BLOCKS, Toy, randomise, three
 from torch import Tensor, nn
 
 from mole_vl import mix
 from mole_vl.gates import MoLE
 from mole_vl.losses import balance
 from mole_vl.training import FitConfig, Row, Term, fit
+from tests.toys import BLOCKS, Toy, randomise, three
 
 
 class ToyTask:

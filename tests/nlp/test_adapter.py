@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from tests.toys import randomise
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -12,6 +11,7 @@ from mole_vl.training import Term
 from nlp.adapter import blocks, bound
 from nlp.data import EncodedRow, TextRow, collate, collate_prompts
 from nlp.task import LanguageTask, answer_losses
+from tests.toys import randomise
 
 SITES = ["matrix", "layer", "block", "network"]
 SCORES = [Hidden(), Responses()]
