@@ -41,15 +41,14 @@ class ClipLoss:
     picture: float = 1.0
 
     def __post_init__(self) -> None:
+        ends = f"first is {self.first}, last is {self.last}"
         ordered = 0 <= self.first <= self.last <= 1
         refuse(
             "ClipLoss",
             [
                 at_least("steps", self.steps, 1),
                 at_least("guidance", self.guidance, 0),
-                None
-                if ordered
-                else f"first is {self.first}, last is {self.last}, expected 0 <= first <= last <= 1",
+                None if ordered else f"{ends}, expected 0 <= first <= last <= 1",
                 at_least("text", self.text, 0),
                 at_least("picture", self.picture, 0),
             ],

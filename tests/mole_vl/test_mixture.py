@@ -90,7 +90,7 @@ def loop_forward(model: Toy, experts, mixture, x, context):
         return getattr(layer, "base", layer)
 
     h = model.inlet(x)
-    for name, block in (("blocks.0", model.blocks[0]), ("blocks.1", model.blocks[1])):
+    for name in BLOCKS:
         gate = mixture.gate(name)
         score = gate.score
         over_rows = gate.over == "row"

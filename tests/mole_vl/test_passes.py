@@ -1,4 +1,4 @@
-"""A layer that runs again during backward reads what it read first (DESIGN: Bound to its forward)."""
+"""A layer that runs again during backward reads what it read first."""
 
 import gc
 import weakref
@@ -47,7 +47,8 @@ def tiny_llama():
 
 def tiny_unet():
     model = UNet2DConditionModel(
-        sample_size=8, in_channels=4, out_channels=4, block_out_channels=(8, 16), layers_per_block=1,
+        sample_size=8, in_channels=4, out_channels=4, block_out_channels=(8, 16),
+        layers_per_block=1,
         down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
         up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
         cross_attention_dim=12, attention_head_dim=2, norm_num_groups=4,
