@@ -59,7 +59,13 @@ def export_base(world: World, run: Path, folder: Path) -> None:
         feature_extractor=None,
         requires_safety_checker=False,
     )
-    replace_folder(folder, pipeline.to(dtype=torch.float16).save_pretrained)
+    pipeline.to(dtype=torch.float16)
+
+    def write(partial: Path) -> None:
+        pipeline.save_pretrained(partial)
+        shutil.copytree(folder / "vae", partial / "vae", dirs_exist_ok=True)  # to the bit
+
+    replace_folder(folder, write)
 
 
 def _under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
