@@ -6,10 +6,12 @@ import torch
 from peft import PeftModel
 from safetensors.torch import load_file
 
-from mole_vl.training import FitConfig
+from mole_vl.training import FitConfig, read_snapshot
+from nlp import train_experts
 from nlp.data import encode_rows, read_rows, write_rows
 from nlp.evaluate import exact_match
 from nlp.models import load_base
+from nlp.task import LanguageTask
 from nlp.train_experts import ExpertConfig, ExpertsConfig, main, score_experts
 from tests.nlp.toys import ROWS, tiny_folder
 
@@ -46,7 +48,8 @@ def test_each_expert_becomes_a_small_peft_folder_of_its_own_shape(config, capsys
         settings = json.loads((config.output / expert.name / "adapter_config.json").read_text())
         assert settings["r"] == expert.rank
         assert settings["lora_alpha"] == expert.alpha
-        assert sorted(settings["target_modules"]) == sorted(expert.targets)
+        ends = {path.rpartition(".")[2] for path in settings["target_modules"]}
+        assert ends == set(expert.targets)
         assert settings["base_model_name_or_path"] == config.base
         tensors = factors(config, expert.name)
         assert {value.dtype for value in tensors.values()} == {torch.float16}
@@ -74,21 +77,26 @@ def test_the_folder_gives_the_trained_logits_back(config):
     assert (found - plain).abs().max() > 1e-4
 
 
-def test_a_stopped_training_ends_where_an_unbroken_one_ends(config, tmp_path):
+def test_a_stopped_training_ends_where_an_unbroken_one_ends(config, tmp_path, monkeypatch):
+    class Stopped(LanguageTask):
+        def batch(self, rows):
+            if rows[0].step == 3:
+                raise KeyboardInterrupt
+            return super().batch(rows)
+
     main(config)
-    first = replace(config.experts[0], steps=3)
-    again = replace(
-        config,
-        output=tmp_path / "again",
-        fit=replace(config.fit, output=tmp_path / "again-runs", schedule="constant"),
-    )
-    main(replace(again, output=tmp_path / "stopped", experts=(first,)))
-    main(replace(again, experts=again.experts[:1]))
-    unbroken = replace(again, output=tmp_path / "unbroken")
-    unbroken = replace(unbroken, fit=replace(again.fit, output=tmp_path / "unbroken-runs"))
-    main(replace(unbroken, experts=unbroken.experts[:1]))
-    for key, value in factors(unbroken, "plural").items():
-        assert torch.equal(value, factors(again, "plural")[key])
+    runs = replace(config.fit, output=tmp_path / "stopped-runs")
+    stopped = replace(config, fit=runs, output=tmp_path / "stopped")
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(train_experts, "LanguageTask", Stopped)
+        main(stopped)
+    assert read_snapshot(runs.output / "plural").step == 2
+    assert not stopped.output.exists()
+    main(stopped)
+    for expert in config.experts:
+        found = factors(stopped, expert.name)
+        for key, value in factors(config, expert.name).items():
+            assert torch.equal(value, found[key])
 
 
 def test_what_is_done_is_not_done_again(config):
