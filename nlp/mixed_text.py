@@ -4,6 +4,8 @@ import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from accelerate import PartialState
+
 from mole_vl import Mixture, mix, read_peft
 from mole_vl.arms import arms
 from mole_vl.domain import Domain, gate_parameters
@@ -54,7 +56,9 @@ class MixedText(Domain):
         """Load base, rows and experts, and mix."""
         experts = [read_peft(folder) for folder in self.experts]
         train, test = read_rows(self.train), read_rows(self.test)
-        self.model, self.tokenizer = load_base(self.base)
+        # The built-in base is converted into the cache at its first use: by one process.
+        with PartialState().main_process_first():
+            self.model, self.tokenizer = load_base(self.base)
         self.train_rows, self.test_rows = (
             encode_rows(rows, self.tokenizer, style=self.style, context=self.context)
             for rows in (train, test)
