@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
+import torch.nn.functional as F
 from torch import Tensor
 
 from mole_vl.faults import one_of, refuse
@@ -18,13 +19,17 @@ Over = Literal["row", "position"]
 
 
 def pooled_mean(x: Tensor, pool: Tensor | None) -> Tensor:
-    """Mean over a row's pooled positions: (rows, positions, d) to (rows, d).
+    """Mean of a row's pooled positions, each of length 1: (rows, positions, d) to (rows, d).
+
+    Without the normalisation a few positions of giant norm, such as the attention sinks of
+    language models, drown all others, and rows hardly differ.
 
     Raises:
         ValueError: The mask has other positions than the input, or a row pools none.
     """
     if x.dim() == 2:
         return x
+    x = F.normalize(x.float(), dim=-1)
     if pool is None:
         return x.mean(1)
     if pool.shape != x.shape[:2]:

@@ -94,7 +94,7 @@ def loop_forward(model: Toy, experts, mixture, x, context):
         gate = mixture.gate(name)
         score = gate.score
         over_rows = gate.over == "row"
-        source = h.mean(1) if over_rows else h
+        source = torch.nn.functional.normalize(h, dim=-1).mean(1) if over_rows else h
         if hasattr(score, "weight") and score.weight.dim() == 2:
             features = torch.nn.functional.normalize(source, dim=-1) * source.shape[-1] ** 0.5
             logits = features @ score.weight.T + score.bias
@@ -308,7 +308,7 @@ def test_held_results_serve_later_forwards_and_spread_over_beams():
     first, second = records[0].output.weights, records[2].output.weights
     assert torch.equal(first, second)
     assert torch.equal(first[0], first[1])
-    h = model.inlet(x)
+    h = torch.nn.functional.normalize(model.inlet(x), dim=-1)
     expected = mixture.gate("blocks.0").score(torch.stack([h[0, :2].mean(0), h[1, :3].mean(0)]), ())
     torch.testing.assert_close(records[0].output.logits[[0, 2]], expected)
 
