@@ -43,15 +43,16 @@ def train_gates(
         "experts": {part: [*m.names, *m.digests] for part, m in mixtures.items()},
     }
     result = run(domain.task(balance), fit, settings)
-    if not PartialState().is_main_process:
-        return
-    for component, mixture in mixtures.items():
-        save_gates(mixture, fit.output / "gates" / f"{component}.safetensors")
-    print(f"{result.step} steps, {result.seconds:.0f} s; gates in {fit.output / 'gates'}")
+    main = PartialState().is_main_process
+    if main:
+        for component, mixture in mixtures.items():
+            save_gates(mixture, fit.output / "gates" / f"{component}.safetensors")
+        print(f"{result.step} steps, {result.seconds:.0f} s; gates in {fit.output / 'gates'}")
     if report:
         table = domain.report(fit.output)
-        (fit.output / "report.md").write_text(table + "\n")
-        print(table)
+        if main:
+            (fit.output / "report.md").write_text(table + "\n")
+            print(table)
 
 
 if __name__ == "__main__":

@@ -23,6 +23,13 @@ import numpy as np
 
 FOLDER = Path(__file__).parent / "results"
 ROOT = Path(__file__).parents[1]
+# Read when a benchmark begins: the tree may move on while it runs.
+COMMIT = (
+    subprocess.run(
+        ["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True
+    ).stdout.strip()
+    or "unknown"
+)
 _PACKAGES = ("torch", "transformers", "diffusers", "peft", "accelerate", "open_clip_torch")
 
 
@@ -56,12 +63,9 @@ def write_results(
     folder: Path = FOLDER,
 ) -> Path:
     """Write `NAME.json` and print the rows as a table."""
-    done = subprocess.run(
-        ["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True
-    )
     content = {
         "name": name,
-        "commit": done.stdout.strip() or "unknown",
+        "commit": COMMIT,
         "machine": f"{platform.machine()}, {os.cpu_count()} cores, {platform.system()}",
         "versions": {package: version(package) for package in _PACKAGES},
         "settings": dict(settings),

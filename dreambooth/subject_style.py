@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
+from accelerate import PartialState
 from torch import Tensor
 
 from dreambooth.adapter import blocks, positive_rows
@@ -181,6 +182,8 @@ class SubjectStyle(Domain):
 
     def report(self, folder: Path) -> str:
         """Draws every arm; leaves `grid.png` and `scores.json`, returns the mean scores."""
+        if not PartialState().is_main_process:
+            return ""
         drawings = self.drawings()
         device = self.base.unet.device
         found = self.scores(Clip(self.judge_name).to(device), drawings)

@@ -8,6 +8,7 @@ forward that they repeat.
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from copy import deepcopy
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -66,6 +67,15 @@ class Dispatch:
         self.passes = Passes()
         self.lock = Lock()
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Dispatch":
+        # A copy is told nothing yet: the contexts in force are those of the model they are on.
+        twin = type(self).__new__(type(self))
+        memo[id(self)] = twin
+        for name, value in vars(self).items():
+            fresh = Conditions() if name == "conditions" else deepcopy(value, memo)
+            setattr(twin, name, fresh)
+        return twin
+
     def attach(self, model: nn.Module) -> list[RemovableHandle]:
         """Hook into a model; the handles undo it."""
         hooks = [
@@ -83,7 +93,13 @@ class Dispatch:
 
     @contextmanager
     def told(self, **changes: Any) -> Iterator[None]:
-        """A context in which forwards are told other conditions."""
+        """A context in which forwards are told other conditions.
+
+        Raises:
+            RuntimeError: The mixture is baked, so that no condition would be heard.
+        """
+        if self.silent:
+            raise RuntimeError("this mixture is baked into the base: call unmix() first")
         with self.lock:
             before = self.conditions
             self.conditions = replace(before, **changes)
@@ -105,6 +121,8 @@ class Dispatch:
             raise RuntimeError(_outside(f"the mixed layer {path}"))
         if current.conditions.disabled:
             return None
+        if output is not None and output.weights.requires_grad and current.grad:
+            self._check_gradient(path)
         if output is None:
             raise RuntimeError(
                 f"the mixed layer {path} runs before its gate {name!r}, which reads the input of "
@@ -112,7 +130,17 @@ class Dispatch:
             )
         return output.weights * current.conditions.strength
 
+    def _check_gradient(self, where: str) -> None:
+        if not torch.is_grad_enabled():
+            raise RuntimeError(
+                f"{where} runs without gradient inside a forward that has one: re-entrant "
+                "checkpointing would lose the gates' gradient; enable checkpointing with "
+                "use_reentrant=False"
+            )
+
     def _begin(self, _model: nn.Module, _args: Any) -> None:
+        if replaying():
+            return
         self.lock.acquire()
         if self.passes.current is not None:
             # Broken off from the keyboard, it never ended: that forward's hold is still ours.
@@ -124,7 +152,7 @@ class Dispatch:
                 self._evaluate(name, None, opened)
 
     def _end(self, _model: nn.Module, _args: Any, output: Any) -> None:
-        if self.passes.current is not None:
+        if self.passes.current is not None and not replaying():
             self.passes.close(output)
             self.lock.release()
 
@@ -150,7 +178,7 @@ class Dispatch:
         output = self._result(name, x, current)
         current.results[name] = output
         # Weights by position belong to the positions of one forward.
-        if told.held is not None and output.weights.dim() < 3:
+        if told.held is not None and told.pinned is None and output.weights.dim() < 3:
             told.held.setdefault(name, output)
         if told.records is not None:
             told.records.append(Record(name, output, told.real))
@@ -161,16 +189,17 @@ class Dispatch:
             weights = told.pinned.get(name, told.pinned.get(EVERYWHERE))
             if weights is not None:
                 return GateOutput(weights, None, weights)
-        if told.held is not None and name in told.held:
-            return told.held[name]
+        if name in current.held:
+            return current.held[name]
         gate = self.gates[name]
-        learned = any(parameter.requires_grad for parameter in gate.parameters())
-        if learned and current.grad and not torch.is_grad_enabled():
-            raise RuntimeError(
-                f"site {name!r} runs without gradient inside a forward that has one: re-entrant "
-                "checkpointing would lose the gate's gradient; enable checkpointing with "
-                "use_reentrant=False"
-            )
+        if current.grad and any(parameter.requires_grad for parameter in gate.parameters()):
+            self._check_gradient(f"site {name!r}")
+        # Scores are fp32: their products must not be taken in an autocast's lower precision.
+        device = "cpu" if x is None else x.device.type
+        with torch.autocast(device, enabled=False):
+            return self._gated(gate, name, x, told)
+
+    def _gated(self, gate: Gate, name: str, x: Tensor | None, told: Conditions) -> GateOutput:
         if x is None:
             return gate(GateInput(None, None, told.kept), self.readers[name])
         pool = spread(told.real if told.pool is None else told.pool, x.shape[0])

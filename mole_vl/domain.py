@@ -25,7 +25,10 @@ class Domain(ABC):
 
     @abstractmethod
     def report(self, folder: Path) -> str:
-        """Judge the arms on held-out examples, leave files in `folder`, return a table."""
+        """Judge the arms on held-out examples, leave files in `folder`, return a table.
+
+        Every process calls it; the main one writes.
+        """
 
 
 def gate_parameters(mixtures: Mapping[str, Mixture]) -> dict[str, nn.Parameter]:

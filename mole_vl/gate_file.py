@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from mole_vl.build import mix
-from mole_vl.experts import Expert
+from mole_vl.experts import Expert, check_names
 from mole_vl.files import new_file
 from mole_vl.gates import GateSpec
 from mole_vl.mixture import Mixture
@@ -76,14 +76,17 @@ def read_gates(path: str | Path) -> GateFile:
     data: dict[str, Any] = json.loads(header)
     if data.get("format") != FORMAT:
         raise ValueError(f"{path}: format is {data.get('format')!r}, expected {FORMAT!r}")
-    return GateFile(
-        source=str(path),
-        names=tuple(entry["name"] for entry in data["experts"]),
-        digests=tuple(entry["sha256"] for entry in data["experts"]),
-        site=data["site"],
-        spec=cast(GateSpec, from_data(data["gate"])),
-        tensors=tensors,
-    )
+    try:
+        return GateFile(
+            source=str(path),
+            names=tuple(entry["name"] for entry in data["experts"]),
+            digests=tuple(entry["sha256"] for entry in data["experts"]),
+            site=data["site"],
+            spec=cast(GateSpec, from_data(data["gate"])),
+            tensors=tensors,
+        )
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"{path}: the header of the gates lacks or garbles {error}") from error
 
 
 def mix_from(
@@ -109,6 +112,7 @@ def mix_from(
             is left as it was.
     """
     found = read_gates(path)
+    check_names(experts)
     by_name = {expert.name: expert for expert in experts}
     missing = [name for name in found.names if name not in by_name]
     if missing:
@@ -133,7 +137,7 @@ def mix_from(
     mixture = mix(model, ordered, gate=found.spec, site=found.site, blocks=blocks)
     try:
         load_gates(mixture, found)
-    except ValueError:
+    except BaseException:
         mixture.unmix()
         raise
     return mixture

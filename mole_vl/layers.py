@@ -47,7 +47,8 @@ class MixtureLinear(nn.Module):
             "b", torch.cat([f.b.to(**place) for f in present], dim=1), persistent=False
         )
         segments = torch.repeat_interleave(torch.arange(len(ranks)), ranks).to(weight.device)
-        scales = torch.cat([torch.full((f.rank,), f.scale) for f in present]).to(weight.device)
+        self._exact_scales = torch.cat([torch.full((f.rank,), f.scale) for f in present])
+        scales = self._exact_scales.to(weight.device)
         self.register_buffer("segments", segments, persistent=False)
         self.register_buffer("scales", scales, persistent=False)
         self.register_state_dict_post_hook(_own_keys)
@@ -58,6 +59,12 @@ class MixtureLinear(nn.Module):
     b: Tensor
     segments: Tensor
     scales: Tensor
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "MixtureLinear":
+        # A model cast to half precision keeps its experts' scales exact: they are no weights.
+        super()._apply(fn, recurse)
+        self.scales = self._exact_scales.to(self.a.device)
+        return self
 
     @property
     def weight(self) -> Tensor:
@@ -121,9 +128,16 @@ def _base_keys(module: nn.Module, state: Any, prefix: str, *_rest: Any) -> None:
 
 
 def linear_shapes(model: nn.Module) -> Mapping[str, tuple[int, int]]:
-    """(out_features, in_features) of every linear layer of a model, by path."""
-    return {
-        path: (module.out_features, module.in_features)
-        for path, module in model.named_modules()
-        if isinstance(module, nn.Linear)
-    }
+    """(out_features, in_features) of every linear layer of a model, by path.
+
+    Without those that torch's own attention and encoder layers read past their forward: experts
+    there would stay silent.
+    """
+    found = {}
+    for path, module in model.named_modules():
+        if not isinstance(module, nn.Linear):
+            continue
+        parent = model.get_submodule(path.rpartition(".")[0])
+        if not isinstance(parent, nn.MultiheadAttention | nn.TransformerEncoderLayer):
+            found[path] = (module.out_features, module.in_features)
+    return found

@@ -73,8 +73,8 @@ class Mixture(nn.Module):
             readers[site.name] = tuple(m for m in members if m.in_features == site.width)
             gate = spec.build(self.names, site, readers[site.name])
             gates[site.name] = gate.to(members[0].a.device)
-        # A ModuleDict key must hold no dots; a module's path holds no slash.
-        self.gates = nn.ModuleDict({name.replace(".", "/"): gate for name, gate in gates.items()})
+        # A ModuleDict key must hold no dots (a module's path holds no slash), and be no method.
+        self.gates = nn.ModuleDict({f"at {name}".replace(".", "/"): g for name, g in gates.items()})
         self._dispatch = Dispatch(self.sites, gates, readers, spec.reads_input)
         # In a plain dict: the model registers the layers, the handle must not do it again.
         self._layers = layers
@@ -105,11 +105,13 @@ class Mixture(nn.Module):
         return self._dispatch.told(disabled=True)
 
     def scaled(self, strength: float | Tensor) -> AbstractContextManager[None]:
-        """A context in which the whole mixture is multiplied by `strength`."""
-        return self._dispatch.told(strength=strength)
+        """A context in which the whole mixture is multiplied by `strength`, within others too."""
+        return self._dispatch.told(strength=self._dispatch.conditions.strength * strength)
 
     def masked(self, names: Sequence[str]) -> AbstractContextManager[None]:
         """A context without the named experts; what the others get is the normaliser's to say.
+
+        Inside another such context, both hold.
 
         Raises:
             ValueError: An unknown name, or no expert left.
@@ -117,7 +119,10 @@ class Mixture(nn.Module):
         if isinstance(names, str):
             names = [names]
         self._known(names)
+        self._wired()
         kept = torch.tensor([name not in names for name in self.names], device=self._device())
+        if self._dispatch.conditions.kept is not None:
+            kept = kept & self._dispatch.conditions.kept
         if not kept.any():
             raise ValueError("masked: no expert is left; disabled() lets the base speak alone")
         return self._dispatch.told(kept=kept)
@@ -146,6 +151,8 @@ class Mixture(nn.Module):
     ) -> AbstractContextManager[None]:
         """A context that tells the gates of the rows that the forwards inside carry.
 
+        It says all there is to say of them: nothing of an outer `condition` holds inside.
+
         Args:
             real: Positions that are no padding, (rows, positions) bool.
             pool: Positions that a row's features average over; the real ones if not given.
@@ -159,10 +166,15 @@ class Mixture(nn.Module):
 
     @contextmanager
     def record(self) -> Iterator[list[Record]]:
-        """A context that lists each gate's result, once a forward."""
+        """A context that lists each gate's result, once a forward; an outer one lists it too."""
         records: list[Record] = []
+        outer = self._dispatch.conditions.records
         with self._dispatch.told(records=records):
-            yield records
+            try:
+                yield records
+            finally:
+                if outer is not None:
+                    outer.extend(records)
 
     def _vector(self, given: Any) -> Tensor:
         if isinstance(given, Mapping):
@@ -213,6 +225,7 @@ class Mixture(nn.Module):
         quantised = [p for p, m in self._layers.items() if not m.weight.is_floating_point()]
         if quantised:
             raise ValueError(f"bake: {quantised[0]} is quantised and cannot take a sum")
+        self._refuse_tied(wiring.model)
         baked = {
             path: (layer.weight.float() + layer.delta(self._constant(path, weights)))
             for path, layer in self._layers.items()
@@ -222,6 +235,15 @@ class Mixture(nn.Module):
             wiring.originals[path] = own.detach().clone()
             own.copy_(weight.to(own.dtype))
         self._dispatch.silent = True
+
+    def _refuse_tied(self, model: nn.Module) -> None:
+        own = {id(layer.weight) for layer in self._layers.values()}
+        names = [n for n, p in model.named_parameters(remove_duplicate=False) if id(p) in own]
+        if len(names) > len(self._layers):
+            raise ValueError(
+                "bake: a layer with experts shares its weight with another module, which the sum "
+                f"would change too (among {', '.join(names[:4])})"
+            )
 
     def _constant(self, path: str, given: Tensor | Mapping[str, Any] | None) -> Tensor:
         name = self._dispatch.site_of[path].name
@@ -256,6 +278,10 @@ class Mixture(nn.Module):
             parameter.requires_grad_(name in wiring.trainable)
         self._wiring = None
         return wiring.model
+
+    def forward(self, x: Any) -> Any:
+        """Its input: in a model that calls all its children in turn, the handle stands aside."""
+        return x
 
     def gate(self, site: str) -> Gate:
         """The gate of a site, by the site's name."""

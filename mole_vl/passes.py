@@ -8,7 +8,7 @@ forward's pass answers. A pass lives as long as the graph of its forward does.
 
 import weakref
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any
 
 import torch
@@ -65,9 +65,14 @@ class Conditions:
 
 @dataclass(eq=False)
 class Pass:
-    """One forward: its conditions and its gates' results."""
+    """One forward: its conditions, the results it takes over, its gates' results.
+
+    `held` is what earlier forwards left when this one began: a part of it that runs again during
+    backward computes anew what it computed the first time.
+    """
 
     conditions: Conditions
+    held: Mapping[str, GateOutput]
     first: int
     grad: bool
     last: int | None = None
@@ -101,7 +106,8 @@ class Passes:
     def open(self, conditions: Conditions) -> Pass:
         """Begin a forward."""
         grad = torch.is_grad_enabled()
-        self.current = Pass(conditions, _sequence_number(), grad)
+        held = dict(conditions.held or {})
+        self.current = Pass(conditions, held, _sequence_number(), grad)
         return self.current
 
     def close(self, output: Any) -> None:
@@ -122,10 +128,16 @@ class Passes:
         """The pass of the forward whose graph the running backward is in."""
         node = torch._C._current_autograd_node()
         number = node._sequence_nr()  # pyright: ignore[reportAttributeAccessIssue]
-        for ref in self._alive:
-            found = ref()
-            if found and found.last is not None and found.first <= number < found.last:
-                return found
+        alive = [found for ref in self._alive if (found := ref()) is not None]
+        fitting = [p for p in alive if p.last is not None and p.first <= number < p.last]
+        if len(fitting) > 1:
+            # Threads count on their own, so that two threads' graphs may bear the same numbers.
+            raise RuntimeError(
+                "forwards of several threads await their backward, and a checkpointed layer cannot "
+                "tell to which it belongs; run each thread's backward before the next forward"
+            )
+        if fitting:
+            return fitting[0]
         raise RuntimeError(
             "a mixed layer runs inside a backward, but not as a part of a forward of its model; "
             "call the model itself where activations are checkpointed, not its blocks"
@@ -133,7 +145,7 @@ class Passes:
 
 
 def _tensors(output: Any) -> Iterator[Tensor]:
-    """Every tensor of a model's output: a tensor, a sequence, a mapping, or an object of fields."""
+    """Every tensor of a model's output: a tensor, a sequence, a mapping, or a dataclass."""
     if isinstance(output, Tensor):
         yield output
     elif isinstance(output, Mapping):
@@ -142,6 +154,6 @@ def _tensors(output: Any) -> Iterator[Tensor]:
     elif isinstance(output, list | tuple):
         for value in output:
             yield from _tensors(value)
-    elif hasattr(output, "__dict__"):
-        for value in vars(output).values():
-            yield from _tensors(value)
+    elif is_dataclass(output):
+        for field_ in fields(output):
+            yield from _tensors(getattr(output, field_.name))

@@ -1,19 +1,22 @@
 """Gates over task LoRAs on a stream of mixed questions."""
 
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from accelerate import PartialState
+from accelerate.utils import gather_object
 
 from mole_vl import Mixture, mix, read_peft
-from mole_vl.arms import arms
+from mole_vl.arms import Arm, arms
 from mole_vl.domain import Domain, gate_parameters
+from mole_vl.faults import at_least, refuse
 from mole_vl.gates import GateSpec
 from mole_vl.sites import SiteKind
 from mole_vl.training import Task
 from nlp.adapter import blocks, bound
-from nlp.data import EncodedRow, Style, encode_rows, read_rows
+from nlp.data import EncodedRow, Style, TextRow, encode_rows, read_rows
 from nlp.evaluate import exact_match
 from nlp.models import BUILT_IN, load_base
 from nlp.task import LanguageTask
@@ -32,6 +35,7 @@ class MixedText(Domain):
         style: Prompts as they stand (plain), or in the model's chat template (chat).
         context: The most tokens that a row may have.
         batch_rows: Rows generated at once for the report.
+        asked: Held-out rows of each task that the report asks; all of them if not given.
     """
 
     def __init__(
@@ -43,7 +47,9 @@ class MixedText(Domain):
         style: Style = "plain",
         context: int = 1024,
         batch_rows: int = 32,
+        asked: int | None = None,
     ) -> None:
+        refuse("MixedText", [at_least("batch_rows", batch_rows, 1), at_least("asked", asked, 1)])
         self.experts = experts
         self.train = train
         self.test = test
@@ -51,11 +57,12 @@ class MixedText(Domain):
         self.style: Style = style
         self.context = context
         self.batch_rows = batch_rows
+        self.asked = asked
 
     def mix(self, gate: GateSpec, site: SiteKind) -> Mapping[str, Mixture]:
         """Load base, rows and experts, and mix."""
         experts = [read_peft(folder) for folder in self.experts]
-        train, test = read_rows(self.train), read_rows(self.test)
+        train, test = read_rows(self.train), first_of_each(read_rows(self.test), self.asked)
         # The built-in base is converted into the cache at its first use: by one process.
         with PartialState().main_process_first():
             self.model, self.tokenizer = load_base(self.base)
@@ -88,15 +95,22 @@ class MixedText(Domain):
             found[name] = self._oracle() if name == ORACLE else self._hits(table[name])
         return found
 
-    def _hits(self, arm, rows: Sequence[EncodedRow] | None = None) -> list[bool]:
+    def _hits(self, arm: Arm, rows: Sequence[EncodedRow] | None = None) -> list[bool]:
+        """Every process asks its part of the rows; all of them learn all hits."""
+        rows = self.test_rows if rows is None else rows
+        state = PartialState()
         with arm():
-            return exact_match(
+            mine = exact_match(
                 self.model,
                 self.tokenizer,
-                self.test_rows if rows is None else rows,
+                rows[state.process_index :: state.num_processes],
                 batch_rows=self.batch_rows,
                 around=bound(self.mixture),
             )
+        hits = [False] * len(rows)
+        for process, part in enumerate(gather_object([mine])):
+            hits[process :: state.num_processes] = part
+        return hits
 
     def _oracle(self) -> list[bool]:
         table = arms([self.mixture])
@@ -117,8 +131,20 @@ class MixedText(Domain):
         """Exact match by task and arm; the rows' hits are left in `hits.json`."""
         hits = self.hits()
         tasks = [row.row.task for row in self.test_rows]
-        (folder / "hits.json").write_text(json.dumps({"task": tasks, **hits}))
+        if PartialState().is_main_process:
+            (folder / "hits.json").write_text(json.dumps({"task": tasks, **hits}))
         return table(tasks, hits)
+
+
+def first_of_each(rows: Sequence[TextRow], count: int | None) -> list[TextRow]:
+    """The first `count` rows of each task, in their order; all rows for None."""
+    seen: Counter[str] = Counter()
+    kept = []
+    for row in rows:
+        seen[row.task] += 1
+        if count is None or seen[row.task] <= count:
+            kept.append(row)
+    return kept
 
 
 def table(tasks: Sequence[str], hits: Mapping[str, Sequence[bool]]) -> str:

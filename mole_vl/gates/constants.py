@@ -1,6 +1,6 @@
 """Constant weights: the merges that everybody knows, as gates."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -25,7 +25,14 @@ class ConstantGate(Gate):
     def __init__(self, values: Tensor, share: bool) -> None:
         super().__init__()
         self.register_buffer("values", values)
+        self._exact = values
         self.share = share
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "ConstantGate":
+        # A model cast to half precision keeps its weights as they were given.
+        super()._apply(fn, recurse)
+        self.values = self._exact.to(self.values.device)
+        return self
 
     def forward(self, given: GateInput, matrices: Sequence[MixtureLinear]) -> GateOutput:
         """Weights (E,)."""

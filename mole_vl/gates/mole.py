@@ -29,20 +29,23 @@ def pooled_mean(x: Tensor, pool: Tensor | None) -> Tensor:
     """
     if x.dim() == 2:
         return x
-    x = F.normalize(x.float(), dim=-1)
+    if x.dim() != 3:
+        raise ValueError(
+            f"a gate reads (rows, positions, width) or (rows, width), got {tuple(x.shape)}"
+        )
     if pool is None:
-        return x.mean(1)
+        return F.normalize(x.float(), dim=-1).mean(1)
     if pool.shape != x.shape[:2]:
         raise ValueError(
             f"the pooled positions are given as {tuple(pool.shape)}, but the site reads "
             f"{tuple(x.shape[:2])} rows and positions"
         )
-    mask = pool.to(x.dtype).unsqueeze(-1)
-    count = mask.sum(1)
+    # A padded position may hold anything, infinities too: it must not meet a product, nor a norm.
+    real = F.normalize(x.float().masked_fill(~pool.unsqueeze(-1), 0.0), dim=-1)
+    count = pool.sum(1, keepdim=True)
     if not (count > 0).all():
         raise ValueError("a row pools no position: it has no real input to gate on")
-    # A padded position may hold anything, infinities too: it must not meet a product.
-    return x.masked_fill(mask == 0, 0).sum(1) / count
+    return real.sum(1) / count
 
 
 class LearnedGate(Gate):

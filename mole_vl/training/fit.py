@@ -15,10 +15,11 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import set_seed
+from accelerate.utils import broadcast, set_seed
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
+from mole_vl.files import new_file
 from mole_vl.processes import sum_over_processes
 from mole_vl.training.config import FitConfig
 from mole_vl.training.rows import mix_seed, rows_of_step
@@ -41,11 +42,10 @@ class _Run:
     def __init__(self, task: Task, config: FitConfig, settings: Mapping[str, object]) -> None:
         self.task = task
         self.config = config
-        # As JSON would give them back: what is compared with a snapshot must look alike.
-        self.settings = json.loads(json.dumps({**config.arithmetic(), **settings}, default=str))
         self.accelerator = Accelerator(
             log_with=list(config.trackers) or None, project_dir=str(config.output)
         )
+        self.output = Path(config.output)
         task.place(self.accelerator.device)
         self.parameters = dict(task.parameters())
         if not self.parameters:
@@ -58,7 +58,12 @@ class _Run:
             {name: p.detach().clone() for name, p in self.parameters.items()} if config.ema else {}
         )
         self.step = 0
-        self.log_file = config.output / "metrics.jsonl"
+        self.log_file = self.output / "metrics.jsonl"
+        precision = {"mixed_precision": self.accelerator.mixed_precision}
+        # As JSON would give them back: what is compared with a snapshot must look alike.
+        self.settings: dict[str, object] = json.loads(
+            json.dumps({**config.arithmetic(), **precision, **settings}, default=str)
+        )
         self._check_processes()
 
     def _check_processes(self) -> None:
@@ -68,6 +73,11 @@ class _Run:
             raise ValueError(
                 f"fit: {self.config.rows} rows do not divide into {processes} processes; "
                 f"choose a multiple of {processes}"
+            )
+        if self.accelerator.gradient_accumulation_steps != 1:
+            raise ValueError(
+                "fit: accelerate is told to accumulate gradients over "
+                f"{self.accelerator.gradient_accumulation_steps} steps; set micro_rows instead"
             )
         self.micro_rows = min(self.config.micro_rows or local, local)
         if local % self.micro_rows:
@@ -79,20 +89,28 @@ class _Run:
     def resume(self) -> None:
         """Take up the run found in the output folder, if there is one."""
         with self.accelerator.main_process_first():
-            snapshot = read_snapshot(self.config.output)
-        if snapshot is None:
-            return
+            snapshot = read_snapshot(self.output)
+        if snapshot is not None:
+            self._take_up(snapshot)
+        if self.accelerator.is_main_process:
+            self._trim_log()
+        # One start for all processes, whatever each one drew.
+        for tensor in (*self.parameters.values(), *self.averages.values()):
+            broadcast(tensor.detach())
+
+    def _take_up(self, snapshot: Snapshot) -> None:
+        names = dict.fromkeys([*self.settings, *snapshot.settings])
         faults = [
-            f"{name} was {snapshot.settings.get(name)!r}, is {value!r}"
-            for name, value in self.settings.items()
-            if snapshot.settings.get(name) != value
+            f"{name} was {snapshot.settings.get(name)!r}, is {self.settings.get(name)!r}"
+            for name in names
+            if snapshot.settings.get(name) != self.settings.get(name)
         ]
         if set(snapshot.weights) != set(self.parameters):
             odd = sorted(set(snapshot.weights) ^ set(self.parameters))
             faults.append(f"other parameters are trained: {', '.join(odd[:5])}")
         if faults:
             raise ValueError(
-                f"fit: the run in {self.config.output} was made with other settings "
+                f"fit: the run in {self.output} was made with other settings "
                 f"({'; '.join(faults)}); take another output folder, or remove this one"
             )
         with torch.no_grad():
@@ -101,21 +119,40 @@ class _Run:
                 if self.averages:
                     self.averages[name].copy_(snapshot.averages[name])
         self.optimizer.load_state_dict(dict(snapshot.optimizer))
+        if self.accelerator.scaler is not None and snapshot.scaler:
+            self.accelerator.scaler.load_state_dict(dict(snapshot.scaler))
         self.step = snapshot.step
-        if self.accelerator.is_main_process and self.log_file.exists():
-            lines = self.log_file.read_text().splitlines()
-            kept = [line for line in lines if json.loads(line)["step"] <= self.step]
-            self.log_file.write_text("".join(line + "\n" for line in kept))
+
+    def _trim_log(self) -> None:
+        """Drop what a broken-off run logged after its last snapshot, a torn last line too."""
+        if not self.log_file.exists():
+            return
+        kept = []
+        for line in self.log_file.read_text().splitlines():
+            try:
+                step = json.loads(line)["step"]
+            except json.JSONDecodeError:
+                break
+            if step <= self.step:
+                kept.append(line + "\n")
+        with new_file(self.log_file) as partial:
+            partial.write_text("".join(kept))
 
     def save(self) -> None:
         """Write a snapshot, once for all processes."""
         if self.accelerator.is_main_process:
             weights = {name: p.detach().cpu() for name, p in self.parameters.items()}
             averages = {name: p.cpu() for name, p in self.averages.items()}
+            scaler = self.accelerator.scaler
             snapshot = Snapshot(
-                self.step, self.settings, weights, averages, self.optimizer.state_dict()
+                self.step,
+                self.settings,
+                weights,
+                averages,
+                self.optimizer.state_dict(),
+                scaler.state_dict() if scaler is not None else {},
             )
-            write_snapshot(self.config.output, snapshot)
+            write_snapshot(self.output, snapshot)
         self.accelerator.wait_for_everyone()
 
     def advance(self) -> dict[str, float]:
@@ -143,11 +180,16 @@ class _Run:
                 terms = self.task.losses(piece)
             loss = torch.zeros((), device=accelerator.device)
             for name, term in terms.items():
+                if term.per_unit and count == 0:
+                    # A mean over nothing is no number, and counts nothing.
+                    seen.setdefault(name, torch.zeros_like(loss))
+                    continue
                 part = count / total if term.per_unit else 1 / (processes * len(pieces))
                 value = term.value.float() * part
                 loss = loss + term.weight * value
                 seen[name] = seen.get(name, torch.zeros_like(loss)) + value.detach()
-            accelerator.backward(loss)
+            if loss.requires_grad:
+                accelerator.backward(loss)
         names = sorted(seen)
         values = sum_over_processes(torch.stack([seen[name] for name in names])).tolist()
         result = dict(zip(names, values, strict=True))
@@ -158,8 +200,14 @@ class _Run:
                     "is untouched. Lower the learning rate or look at this batch's data"
                 )
         self._reduce_gradients()
-        if config.clip is not None:
-            accelerator.clip_grad_norm_(list(self.parameters.values()), config.clip)
+        limit = math.inf if config.clip is None else config.clip
+        norm = accelerator.clip_grad_norm_(list(self.parameters.values()), limit)
+        # In fp16 the scaler looks for overflow itself, and skips the step.
+        if accelerator.scaler is None and norm is not None and not bool(torch.isfinite(norm)):
+            raise FloatingPointError(
+                f"fit: the gradient is no finite number at step {self.step}; the last checkpoint "
+                "is untouched. Look for a square root or a division by zero in the loss"
+            )
         for group in self.optimizer.param_groups:
             group["lr"] = config.rate(self.step)
         self.optimizer.step()
@@ -213,17 +261,21 @@ def fit(task: Task, config: FitConfig, settings: Mapping[str, object] | None = N
         ValueError: The settings contradict the processes, or the run found in the output folder.
         FloatingPointError: A term of the loss is no finite number.
     """
-    Path(config.output).mkdir(parents=True, exist_ok=True)
     run = _Run(task, config, settings or {})
+    run.output.mkdir(parents=True, exist_ok=True)
     run.resume()
     if config.trackers:
-        run.accelerator.init_trackers("mole-vl", config=run.settings)
+        # Trackers take plain values alone.
+        known = {
+            name: v if isinstance(v, int | float) else str(v) for name, v in run.settings.items()
+        }
+        run.accelerator.init_trackers("mole-vl", config=known)
     start = time.monotonic()
     terms: dict[str, float] = {}
     bar = tqdm(
         total=config.steps,
         initial=run.step,
-        desc=config.output.name,
+        desc=run.output.name,
         disable=not (config.progress and run.accelerator.is_main_process),
     )
     with bar:
@@ -236,7 +288,9 @@ def fit(task: Task, config: FitConfig, settings: Mapping[str, object] | None = N
             if run.step % config.save_every == 0 or run.step == config.steps:
                 run.save()
     if config.trackers:
-        run.accelerator.end_training()
+        # Not `end_training`, which would end the process group as well: another fit may follow.
+        for tracker in run.accelerator.trackers:
+            tracker.finish()
     with torch.no_grad():
         for name, average in run.averages.items():
             run.parameters[name].copy_(average)

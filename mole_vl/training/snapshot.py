@@ -18,13 +18,17 @@ _PARTIAL = ".partial-"
 
 @dataclass(frozen=True)
 class Snapshot:
-    """Where a run stands: after `step` steps; tensors by name, on the CPU."""
+    """Where a run stands: after `step` steps; tensors by name, on the CPU.
+
+    `scaler` is the state of fp16's gradient scaler, empty in other precisions.
+    """
 
     step: int
     settings: Mapping[str, object]
     weights: Mapping[str, Tensor]
     averages: Mapping[str, Tensor]
     optimizer: Mapping[str, Any]
+    scaler: Mapping[str, Any]
 
 
 def _sync(path: Path) -> None:
@@ -47,7 +51,8 @@ def write_snapshot(folder: Path, snapshot: Snapshot) -> Path:
     save_file(
         {k: v.contiguous() for k, v in snapshot.averages.items()}, partial / "averages.safetensors"
     )
-    torch.save(dict(snapshot.optimizer), partial / "optimizer.pt")
+    state = {"optimizer": dict(snapshot.optimizer), "scaler": dict(snapshot.scaler)}
+    torch.save(state, partial / "optimizer.pt")
     header = {"step": snapshot.step, "settings": dict(snapshot.settings)}
     (partial / "run.json").write_text(json.dumps(header, indent=2))
     for file in partial.iterdir():
@@ -71,10 +76,12 @@ def read_snapshot(folder: Path) -> Snapshot | None:
         return None
     newest = found[-1]
     header = json.loads((newest / "run.json").read_text())
+    state = torch.load(newest / "optimizer.pt", map_location="cpu", weights_only=True)
     return Snapshot(
         step=header["step"],
         settings=header["settings"],
         weights=load_file(newest / "weights.safetensors"),
         averages=load_file(newest / "averages.safetensors"),
-        optimizer=torch.load(newest / "optimizer.pt", map_location="cpu", weights_only=True),
+        optimizer=state["optimizer"],
+        scaler=state["scaler"],
     )

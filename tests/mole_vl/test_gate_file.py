@@ -72,7 +72,7 @@ def test_gates_for_other_sites_are_refused_and_leave_the_base(tmp_path):
     base = Toy()
     before = str(base)
     with pytest.raises(
-        ValueError, match=r"does not fit this model's sites: blocks.score.weight is missing"
+        ValueError, match=r"does not fit this model's sites: at blocks.score.weight is missing"
     ):
         mix_from(base, three(base), path, blocks={"blocks": 6})
     assert str(base) == before
