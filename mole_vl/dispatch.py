@@ -7,7 +7,7 @@ forward that they repeat.
 
 import threading
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from copy import deepcopy
 from dataclasses import replace
 from functools import partial
@@ -171,7 +171,9 @@ class Dispatch:
 
     def _leave(self, name: str, _module: nn.Module, _args: Any, _output: Any) -> None:
         if replaying():
-            self.passes.of_backward().replayed.pop(name, None)
+            # Called on errors too: the one that `_enter` raised must not be raised again.
+            with suppress(RuntimeError):
+                self.passes.of_backward().replayed.pop(name, None)
 
     def _evaluate(self, name: str, x: Tensor | None, current: Pass) -> None:
         told = current.conditions

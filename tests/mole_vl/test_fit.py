@@ -13,7 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from mole_vl.training import FitConfig, fit, read_snapshot
+from mole_vl.training import FitConfig, Term, fit, read_snapshot
 from tests.mole_vl.toy_task import ToyTask
 
 ROOT = Path(__file__).parents[2]
@@ -135,6 +135,47 @@ def test_a_run_of_other_settings_is_not_continued(tmp_path):
         ValueError, match=r"made with other settings \(lr was 0.02, is 0.1; seed was 0, is 3\)"
     ):
         trained(tmp_path, lr=0.1, seed=3)
+
+
+def test_a_run_broken_off_before_its_first_checkpoint_logs_each_step_once(tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        fit(ToyTask(stop_at=4), config(tmp_path, save_every=100))
+    log = tmp_path / "metrics.jsonl"
+    log.write_text(log.read_text() + '{"step": 5, "f')
+    trained(tmp_path, save_every=100)
+    assert [json.loads(line)["step"] for line in log.read_text().splitlines()] == list(range(1, 13))
+
+
+def test_a_gradient_that_is_no_number_stops_the_run(tmp_path):
+    class Rooted(ToyTask):
+        def losses(self, batch):
+            terms = dict(super().losses(batch))
+            value = terms["fit"].value
+            terms["root"] = Term((value - value.detach()).square().sqrt())
+            return terms
+
+    with pytest.raises(FloatingPointError, match="gradient is no finite number at step 0"):
+        fit(Rooted(), config(tmp_path))
+    assert read_snapshot(tmp_path) is None
+
+
+def test_a_piece_without_units_counts_nothing(tmp_path):
+    class Sparse(ToyTask):
+        def batch(self, rows):
+            x, context, scored = super().batch(rows)
+            odd = torch.tensor([row.index % 2 == 1 for row in rows])
+            return x, context, scored & ~odd[:, None]
+
+    whole, pieces = Sparse(balance=0.0), Sparse(balance=0.0)
+    fit(whole, config(tmp_path / "whole"))
+    fit(pieces, config(tmp_path / "pieces", micro_rows=1))
+    assert_same(dict(whole.parameters()), dict(pieces.parameters()), atol=1e-6, rtol=1e-5)
+
+
+def test_trackers_take_any_settings(tmp_path):
+    run = config(tmp_path, steps=2, trackers=("tensorboard",))
+    fit(ToyTask(), run, {"gate": {"kind": "MoLE"}, "names": ["ann", "bob"]})
+    assert list((tmp_path / "mole-vl").rglob("events.out*"))
 
 
 def test_settings_beyond_the_loop_must_agree_too(tmp_path):

@@ -2,6 +2,7 @@ import copy
 
 import pytest
 import torch
+from torch import nn
 from torch.func import functional_call
 
 from mole_vl import Expert, Factors, mix
@@ -9,6 +10,7 @@ from mole_vl.gates import (
     Average,
     Constants,
     Free,
+    GateInput,
     Hidden,
     MoLE,
     Responses,
@@ -17,6 +19,7 @@ from mole_vl.gates import (
     Softmax,
     Sum,
 )
+from mole_vl.passes import Conditions, Pass
 from tests.toys import BLOCKS, Toy, expert, inputs, randomise, three
 
 SITES = ["matrix", "layer", "block", "network"]
@@ -400,3 +403,151 @@ def test_weights_by_position_cannot_reach_another_sequence():
         ValueError, match=r"attention.k: its gate's weights vary over rows and positions"
     ):
         model(*inputs())
+
+
+@pytest.mark.parametrize("score", [Hidden(), Responses()])
+def test_scores_are_fp32_under_autocast(score):
+    model = Toy()
+    mixture = mix(model, three(model), gate=MoLE(score=score), blocks=BLOCKS)
+    randomise(mixture)
+    x = torch.randn(2, 4, 6)
+    gate, readers = mixture.gate("blocks.0"), mixture._dispatch.readers["blocks.0"]
+    expected = gate(GateInput(x), readers).logits
+    with mixture.record() as records, torch.autocast("cpu", dtype=torch.bfloat16):
+        model(*inputs())
+        mixed = mixture._dispatch._result("blocks.0", x, Pass(Conditions(), {}, 0, grad=True))
+    assert {record.output.logits.dtype for record in records} == {torch.float32}
+    torch.testing.assert_close(mixed.logits, expected)
+
+
+def test_autocast_agrees_to_its_tolerance():
+    model = Toy()
+    mixture = mix(model, three(model), gate=MoLE(), blocks=BLOCKS)
+    randomise(mixture, size=0.2)
+    expected = model(*inputs())
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = model(*inputs())
+    torch.testing.assert_close(found.float(), expected, atol=0.1, rtol=0.1)
+
+
+def test_scales_and_constants_stay_exact_when_a_model_is_cast():
+    model = Toy()
+    mixture = mix(model, three(model), gate=Average(), site="matrix")
+    before = {path: layer.scales.clone() for path, layer in mixture._layers.items()}
+    model.to(torch.bfloat16).float()
+    assert all(torch.equal(layer.scales, before[path]) for path, layer in mixture._layers.items())
+    assert mixture.gate("blocks.0.ff.0").values.tolist() == torch.full((3,), 1 / 3).tolist()
+
+
+def test_contexts_combine():
+    model = Toy()
+    mixture = mix(model, three(model), gate=Sum(), site="network", blocks=BLOCKS)
+    with (
+        mixture.record() as outer,
+        mixture.masked("ann"),
+        mixture.masked("bob"),
+        mixture.record() as inner,
+    ):
+        model(*inputs())
+    assert inner[0].output.weights.tolist() == [0.0, 0.0, 1.0]
+    assert len(outer) == len(inner) == 1
+    expected = with_constant_weights_of(mixture, model, 0.25)
+    with mixture.scaled(0.5), mixture.scaled(0.5):
+        torch.testing.assert_close(model(*inputs()), expected)
+    with mixture.masked(["ann", "bob"]), pytest.raises(ValueError, match="no expert is left"):
+        mixture.masked(["cyd"])
+
+
+def with_constant_weights_of(mixture, model, weight):
+    with mixture.pinned([weight] * 3):
+        return model(*inputs())
+
+
+def test_a_pin_is_not_held_beyond_its_context():
+    model = Toy()
+    mixture = mix(model, three(model), gate=MoLE(), blocks=BLOCKS)
+    with mixture.condition(hold=True), mixture.record() as records:
+        with mixture.pinned({"ann": 5.0}):
+            model(*inputs())
+        model(*inputs())
+    torch.testing.assert_close(records[-1].output.weights, torch.full((3, 3), 1 / 3))
+
+
+def test_a_copy_made_inside_a_context_is_free_of_it():
+    model = Toy()
+    mixture = mix(model, three(model), gate=MoLE(), blocks=BLOCKS)
+    expected = model(*inputs())
+    with mixture.disabled(), mixture.record():
+        twin = copy.deepcopy(model)
+    assert torch.equal(twin(*inputs()), expected)
+
+
+def test_a_baked_mixture_says_that_it_hears_no_more():
+    model = Toy()
+    mixture = mix(model, three(model), gate=Sum(), site="matrix")
+    mixture.bake()
+    for context in (mixture.disabled, lambda: mixture.masked(["ann"]), mixture.record):
+        with (
+            pytest.raises(RuntimeError, match=r"baked into the base: call unmix\(\) first"),
+            context(),
+        ):
+            pass
+    with pytest.raises(RuntimeError, match="baked already"):
+        mixture.bake()
+
+
+def test_a_weight_shared_with_another_module_is_not_baked():
+    class Tied(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.embedding = nn.Embedding(7, 4)
+            self.head = nn.Linear(4, 7, bias=False)
+            self.head.weight = self.embedding.weight
+
+        def forward(self, ids):
+            return self.head(self.embedding(ids))
+
+    model = Tied()
+    mixture = mix(model, [expert("eve", model, ["head"], [2])], gate=Sum(), site="matrix")
+    before = model.embedding.weight.clone()
+    with pytest.raises(ValueError, match=r"shares its weight .*embedding.weight"):
+        mixture.bake()
+    assert torch.equal(model.embedding.weight, before)
+
+
+def test_layers_that_are_read_past_their_forward_take_no_expert():
+    model = nn.ModuleDict({"attention": nn.MultiheadAttention(4, 2)})
+    factors = Factors(torch.ones(1, 4), torch.ones(4, 1), 1.0)
+    with pytest.raises(ValueError, match="matches no layer"):
+        mix(model, [Expert("eve", {"attention.out_proj": factors})], gate=Sum(), site="matrix")
+
+
+def test_any_model_can_be_a_root_and_any_name_a_site():
+    class Values(nn.Sequential):
+        def __init__(self):
+            super().__init__()
+            self.values = nn.Linear(3, 3)
+
+    model = Values()
+    x = torch.randn(2, 3)
+    lone = expert("eve", model, ["values"], [2])
+    expected = model(x) + x @ lone.layers["values"].delta().T
+    mix(model, [lone], gate=Sum(), site="matrix")
+    torch.testing.assert_close(model(x), expected)
+
+
+def test_padding_of_any_value_reaches_neither_pool_nor_gradient():
+    model = Toy()
+    mixture = mix(model, three(model), gate=MoLE(), blocks=BLOCKS)
+    randomise(mixture)
+    x = torch.randn(2, 4, 6)
+    x[:, 3] = float("inf")
+    x.requires_grad_()
+    pool = torch.tensor([[True, True, True, False]] * 2)
+    logits = mixture.gate("blocks.0")(GateInput(x, pool), ()).logits
+    clean = mixture.gate("blocks.0")(GateInput(x[:, :3]), ()).logits
+    torch.testing.assert_close(logits, clean)
+    (grad,) = torch.autograd.grad(logits.sum(), x)
+    assert torch.isfinite(grad).all()
+    with pytest.raises(ValueError, match="got \\(2, 4, 4, 6\\)"):
+        mixture.gate("blocks.0")(GateInput(torch.zeros(2, 4, 4, 6)), ())

@@ -2,6 +2,7 @@
 
 import gc
 import weakref
+from threading import Thread
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from mole_vl import Expert, Factors, mix
-from mole_vl.gates import Hidden, MoLE, Responses, Sigmoid
+from mole_vl.gates import Free, Hidden, MoLE, Responses, Sigmoid
 from mole_vl.losses import balance
 from tests.toys import BLOCKS, Toy, inputs, randomise, three
 
@@ -112,6 +113,37 @@ def test_two_forwards_then_one_backward_with_and_without_checkpointing(build, si
         torch.testing.assert_close(plain, again, atol=1e-6, rtol=1e-4)
 
 
+@pytest.mark.parametrize("site", SITES)
+@pytest.mark.parametrize("build", [toy, tiny_llama])
+def test_results_held_for_later_forwards_do_not_disturb_a_rerun(build, site):
+    model, blocks, endings, call = build()
+    experts = three(model) if endings is None else random_experts(model, endings)
+    mixture = mix(model, experts, gate=MoLE(), site=site, blocks=blocks)
+    randomise(mixture)
+    found = []
+    for on in (False, True):
+        checkpointing(model, on)
+        with mixture.condition(hold=True):
+            loss = call(0).square().mean()
+        found.append(torch.autograd.grad(loss, list(mixture.parameters())))
+    for plain, again in zip(*found, strict=True):
+        torch.testing.assert_close(plain, again, atol=1e-6, rtol=1e-4)
+
+
+def test_forwards_of_two_threads_are_not_confused():
+    model = Toy()
+    mixture = mix(model, three(model), gate=MoLE(), blocks=BLOCKS)
+    randomise(mixture)
+    model.checkpointing = True
+    outputs = []
+    threads = [Thread(target=lambda: outputs.append(model(*inputs()))) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+        thread.join()
+    with pytest.raises(RuntimeError, match="forwards of several threads await"):
+        sum(output.square().mean() for output in outputs).backward()
+
+
 def test_a_pass_lives_no_longer_than_its_graph():
     model = Toy()
     mixture = mix(model, three(model), gate=MoLE(), blocks=BLOCKS)
@@ -129,9 +161,10 @@ def test_a_pass_lives_no_longer_than_its_graph():
     assert isinstance(alive, weakref.ref)
 
 
-def test_reentrant_checkpointing_is_refused():
+@pytest.mark.parametrize("score", [Hidden(), Free()])
+def test_reentrant_checkpointing_is_refused(score):
     model = Toy()
-    mix(model, three(model), gate=MoLE(score=Hidden()), blocks=BLOCKS)
+    mix(model, three(model), gate=MoLE(score=score), blocks=BLOCKS)
 
     class Reentrant(nn.Module):
         def __init__(self, block):
