@@ -11,7 +11,7 @@ from mole_vl.gates import MoLE, Sigmoid
 from mole_vl.training import FitConfig
 from nlp.adapter import blocks
 from nlp.data import TextRow, write_rows
-from nlp.mixed_text import MixedText, table
+from nlp.mixed_text import MixedText, first_of_each, table
 from nlp.models import load_base
 from tests.nlp.toys import tiny_folder
 from train_gates import train_gates
@@ -91,3 +91,15 @@ def test_a_task_without_an_expert_is_named(tmp_path, domain):
     domain.mix(MoLE(), "block")
     with pytest.raises(ValueError, match="a row's task is 'german', and no expert has that name"):
         domain.hits(["oracle"])
+
+
+def test_a_report_may_ask_the_first_rows_of_each_task(domain):
+    assert first_of_each(ROWS, 1) == [ROWS[0], ROWS[1]]
+    assert first_of_each(ROWS, None) == ROWS
+    domain.asked = 1
+    domain.mix(MoLE(), "block")
+    assert {arm: len(hits) for arm, hits in domain.hits().items()} == dict.fromkeys(
+        ["base", "sum", "NLA", "gates", "oracle"], 2
+    )
+    with pytest.raises(ValueError, match=r"batch_rows is 0, .*; asked is -1, expected at least 1"):
+        MixedText([], domain.train, domain.test, batch_rows=0, asked=-1)
