@@ -1,10 +1,9 @@
 # Two commands: make demo, make test. Both make .venv and install what is needed.
 PYTHON ?= python3
 BIN := .venv/bin
-# Two processes of one thread each: on two CPU cores faster than one process of two threads.
 # The malloc settings keep glibc from handing memory back to the system at every step.
-LAUNCH := OMP_NUM_THREADS=1 MALLOC_TRIM_THRESHOLD_=100000000000 MALLOC_TOP_PAD_=500000000 \
-	$(BIN)/accelerate launch --cpu --num_processes 2 --num_machines 1 --mixed_precision no \
+LAUNCH := MALLOC_TRIM_THRESHOLD_=100000000000 MALLOC_TOP_PAD_=500000000 \
+	$(BIN)/accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no \
 	--dynamo_backend no
 
 .PHONY: demo test format
