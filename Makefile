@@ -1,8 +1,10 @@
 # Two commands: make demo, make test. Both make .venv and install what is needed.
 PYTHON ?= python3
 BIN := .venv/bin
-# The malloc settings keep glibc from handing memory back to the system at every step.
-LAUNCH := MALLOC_TRIM_THRESHOLD_=100000000000 MALLOC_TOP_PAD_=500000000 \
+# accelerate gives a process one thread unless told otherwise. The malloc settings keep glibc from
+# handing memory back to the system at every step.
+CORES := $(shell getconf _NPROCESSORS_ONLN)
+LAUNCH := OMP_NUM_THREADS=$(CORES) MALLOC_TRIM_THRESHOLD_=100000000000 MALLOC_TOP_PAD_=500000000 \
 	$(BIN)/accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no \
 	--dynamo_backend no
 
