@@ -1,5 +1,6 @@
 import json
 
+import datasets
 import pytest
 import torch
 from PIL import Image
@@ -140,7 +141,6 @@ def test_impossible_jitter_is_refused():
 
 
 def test_datasets_reads_the_same_folder(tmp_path):
-    datasets = pytest.importorskip("datasets")
     folder = write_examples(tmp_path / "data", ["one", "two"])
     metadata(folder, line("1.png", "two"), line("0.png", "one"), line("0.png", "again"))
     found = datasets.load_dataset(
