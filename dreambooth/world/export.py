@@ -13,17 +13,14 @@ from dreambooth.world import models
 from dreambooth.world.scenes import to_float
 from dreambooth.world.tokenizer import make_tokenizer
 from dreambooth.world.world import World
+from mole_vl.files import new_folder
 from mole_vl.training import read_snapshot
 
 
 def replace_folder(folder: Path, write: Callable[[Path], object]) -> None:
     """Lets `write` fill a fresh folder beside `folder`, which then takes its place."""
-    partial = folder.with_name(f"{folder.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    write(partial)
-    shutil.rmtree(folder, ignore_errors=True)
-    partial.rename(folder)
+    with new_folder(folder) as partial:
+        write(partial)
 
 
 @torch.inference_mode()
