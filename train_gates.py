@@ -22,6 +22,7 @@ def train_gates(
     fit: FitConfig,
     gate: GateSpec = MoLE(),  # noqa: B008 (frozen)
     site: SiteKind = "block",
+    after: int = 0,
     balance: float = 0.0,
     report: bool = True,
 ) -> None:
@@ -32,13 +33,15 @@ def train_gates(
         fit: The training loop.
         gate: What decides the weights.
         site: Which layers share one gate: matrix, layer, block or network.
+        after: With site network, how many blocks run before the gate reads (see `mole_vl.mix`).
         balance: Factor of the balance loss.
         report: Whether the arms are judged on held-out examples at the end.
     """
-    mixtures = domain.mix(gate, site)
+    mixtures = domain.mix(gate, site, after)
     settings = {
         "gate": to_data(gate),
         "site": site,
+        "after": after,
         "balance": balance,
         "experts": {part: [*m.names, *m.digests] for part, m in mixtures.items()},
     }

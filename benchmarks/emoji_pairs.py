@@ -69,7 +69,7 @@ def main() -> None:
         for seed in seeds:
             output = ROOT / f"out/benchmarks/emoji_pairs/{steps}/{pair.name}-{seed}"
             domain = domain_of(preset, pair, drawn=8)
-            domain.mix(preset.gate, preset.site)
+            domain.mix(preset.gate, preset.site, preset.after)
             config = replace(preset.fit, steps=steps, seed=seed, output=output)
             seconds.append(fit(domain.task(preset.balance), config).seconds)
             drawings = domain.drawings(seed)

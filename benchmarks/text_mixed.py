@@ -41,7 +41,7 @@ def hits_of_seed(seed: int, quick: bool) -> tuple[list[str], dict[str, list[bool
     )
     domain = preset.domain
     domain.asked = 6 if quick else None
-    domain.mix(preset.gate, preset.site)
+    domain.mix(preset.gate, preset.site, preset.after)
     result = fit(domain.task(preset.balance), config)
     hits = domain.hits(["gates"] if seed else [*FIXED, "gates"])
     return [row.row.task for row in domain.test_rows], hits, result.seconds
@@ -97,6 +97,7 @@ def main() -> None:
         "config": CONFIG.name,
         "gate": to_data(preset.gate),
         "site": preset.site,
+        "after": preset.after,
         "balance": preset.balance,
         "steps": preset.fit.steps,
         "rows a step": preset.fit.rows,

@@ -7,16 +7,37 @@ from transformers import PreTrainedModel
 
 from mole_vl.sites import blocks_of
 
+# A UNet registers its middle last, and runs it before its upper half.
+_RUN = {"down_blocks": 0, "mid_block": 1, "up_blocks": 2}
+
 
 def blocks(model: ModelMixin | PreTrainedModel) -> dict[str, int]:
     """Width of each block that the model itself names as repeated, by path.
 
-    A UNet's are its transformer blocks; a text encoder's its layers.
+    A UNet's are its transformer blocks, in the order they run; a text encoder's its layers.
+
+    Raises:
+        ValueError: The model's projections are fused, so that its layers would not be asked.
     """
     if isinstance(model, PreTrainedModel):
         width = model.config.get_text_config().hidden_size
         return blocks_of(model, model._no_split_modules or (), lambda _module: width)
-    return blocks_of(model, getattr(model, "_repeated_blocks", None) or (), _width)
+    fused = [
+        name
+        for name in map(_kind, getattr(model, "attn_processors", {}).values())
+        if "Fused" in name
+    ]
+    if fused:
+        raise ValueError(
+            f"{type(model).__name__} runs with fused projections ({fused[0]}), which its experts "
+            "would not reach: call unfuse_qkv_projections() first"
+        )
+    found = blocks_of(model, getattr(model, "_repeated_blocks", None) or (), _width)
+    return dict(sorted(found.items(), key=lambda item: _RUN.get(item[0].split(".")[0], 0)))
+
+
+def _kind(thing: object) -> str:
+    return type(thing).__name__
 
 
 def _width(module: nn.Module) -> int:

@@ -75,7 +75,7 @@ class SubjectStyle(Domain):
         self.truth_file = truth
         self.drawn = drawn
 
-    def mix(self, gate: GateSpec, site: SiteKind) -> Mapping[str, Mixture]:
+    def mix(self, gate: GateSpec, site: SiteKind, after: int = 0) -> Mapping[str, Mixture]:
         """Load base, experts, pictures and CLIP, and mix the UNet."""
         experts = []
         for folder in self.expert_folders:
@@ -94,7 +94,7 @@ class SubjectStyle(Domain):
         self.base = Base.load(self.base_name)
         self.clip = Clip(self.clip_name)
         unet = self.base.unet
-        self.mixture = mix(unet, experts, gate=gate, site=site, blocks=blocks(unet))
+        self.mixture = mix(unet, experts, gate=gate, site=site, after=after, blocks=blocks(unet))
         with torch.no_grad():
             self.states = self.base.encode_prompts([self.negative, self.prompt])
         return {"unet": self.mixture}

@@ -17,6 +17,7 @@ def mix(
     *,
     gate: GateSpec,
     site: SiteKind = "block",
+    after: int = 0,
     blocks: Mapping[str, int] | None = None,
 ) -> Mixture:
     """Mix experts into a model, in place: its base is frozen, its layers get their experts.
@@ -26,6 +27,8 @@ def mix(
         experts: At least one; ranks, alphas and targets may differ.
         gate: What decides the weights.
         site: Which layers share one gate.
+        after: With site network, how many of the blocks that carry experts run before the gate
+            reads: deeper states tell more, but the blocks before have constant (learned) weights.
         blocks: Width of each of the model's blocks, by path (`nlp.blocks`, `dreambooth.blocks`).
 
     Returns:
@@ -45,7 +48,8 @@ def mix(
         for path in shapes
         if any(path in expert.layers for expert in experts)
     }
-    sites = find_sites(site, model, {path: shapes[path][1] for path in paths}, blocks or {})
-    mixture = Mixture(experts, gate, site, sites, paths)
+    widths = {path: shapes[path][1] for path in paths}
+    layout = find_sites(site, model, widths, blocks or {}, after)
+    mixture = Mixture(experts, gate, layout, paths)
     mixture.wire(model)
     return mixture

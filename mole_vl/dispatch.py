@@ -47,7 +47,7 @@ class Dispatch:
         sites: Sites by name.
         gates: The gate of each site, by the site's name.
         readers: The layers of each site that read the site's own width.
-        reads_input: Whether the gates look at their site's input.
+        reads_input: Whether the gates look at their site's input, where it has one to read.
     """
 
     def __init__(
@@ -59,7 +59,7 @@ class Dispatch:
     ) -> None:
         self.gates = gates
         self.readers = readers
-        self.reads_input = reads_input
+        self.reading = {n: s.entry for n, s in sites.items() if reads_input and s.entry is not None}
         self.sites = sites
         self.site_of = {path: site for site in sites.values() for path in site.matrices}
         self.conditions = Conditions()
@@ -82,11 +82,9 @@ class Dispatch:
             model.register_forward_pre_hook(self._begin),
             model.register_forward_hook(self._end, always_call=True),
         ]
-        if not self.reads_input:
-            return hooks
-        for site in self.sites.values():
-            entry = model.get_submodule(site.entry)
-            enter, leave = partial(self._enter, site.name), partial(self._leave, site.name)
+        for name, path in self.reading.items():
+            entry = model.get_submodule(path)
+            enter, leave = partial(self._enter, name), partial(self._leave, name)
             hooks.append(entry.register_forward_pre_hook(enter, with_kwargs=True))
             hooks.append(entry.register_forward_hook(leave, always_call=True))
         return hooks
@@ -147,9 +145,10 @@ class Dispatch:
             self.lock.release()
         told = replace(self.conditions, disabled=True) if self.silent else self.conditions
         opened = self.passes.open(told)
-        if not (told.disabled or self.reads_input):
+        if not told.disabled:
             for name in self.sites:
-                self._evaluate(name, None, opened)
+                if name not in self.reading:
+                    self._evaluate(name, None, opened)
 
     def _end(self, _model: nn.Module, _args: Any, output: Any) -> None:
         if self.passes.current is not None and not replaying():

@@ -16,8 +16,11 @@ class Domain(ABC):
     """Experts over a base, examples to train gates on, and held-out ones to judge them by."""
 
     @abstractmethod
-    def mix(self, gate: GateSpec, site: SiteKind) -> Mapping[str, Mixture]:
-        """Load and mix; returns the mixtures by the name of their component."""
+    def mix(self, gate: GateSpec, site: SiteKind, after: int) -> Mapping[str, Mixture]:
+        """Load and mix; returns the mixtures by the name of their component.
+
+        The arguments are those of `mole_vl.mix`.
+        """
 
     @abstractmethod
     def task(self, balance: float) -> Task:

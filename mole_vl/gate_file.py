@@ -34,6 +34,7 @@ class GateFile:
     names: tuple[str, ...]
     digests: tuple[str, ...]
     site: SiteKind
+    after: int
     spec: GateSpec
     tensors: Mapping[str, Tensor]
 
@@ -47,7 +48,8 @@ def save_gates(mixture: Mixture, path: str | Path) -> None:
             {"name": name, "sha256": digest}
             for name, digest in zip(mixture.names, mixture.digests, strict=True)
         ],
-        "site": mixture.kind,
+        "site": mixture.layout.kind,
+        "after": mixture.layout.after,
         "gate": to_data(mixture.spec),
     }
     tensors = {key: value.cpu().contiguous() for key, value in mixture.gates.state_dict().items()}
@@ -82,6 +84,7 @@ def read_gates(path: str | Path) -> GateFile:
             names=tuple(entry["name"] for entry in data["experts"]),
             digests=tuple(entry["sha256"] for entry in data["experts"]),
             site=data["site"],
+            after=data["after"],
             spec=cast(GateSpec, from_data(data["gate"])),
             tensors=tensors,
         )
@@ -134,7 +137,9 @@ def mix_from(
             f"{path} was trained with other factors of {', '.join(changed)}; use the same files, "
             "or allow_changed=True"
         )
-    mixture = mix(model, ordered, gate=found.spec, site=found.site, blocks=blocks)
+    mixture = mix(
+        model, ordered, gate=found.spec, site=found.site, after=found.after, blocks=blocks
+    )
     try:
         load_gates(mixture, found)
     except BaseException:

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
@@ -15,9 +15,11 @@ from mole_vl.experts import Expert
 from mole_vl.gates import Gate, GateInput, GateSpec
 from mole_vl.layers import MixtureLinear
 from mole_vl.passes import EVERYWHERE, Record
-from mole_vl.sites import Site, SiteKind
+from mole_vl.sites import Layout
 
 ATTRIBUTE = "mixture"
+# Methods of other libraries that read layers' weights past their forward: experts would fall mute.
+_PAST_FORWARD = ("fuse_qkv_projections",)
 
 
 @dataclass
@@ -39,8 +41,7 @@ class Mixture(nn.Module):
     Args:
         experts: The experts in order.
         spec: The gates' specification.
-        kind: Which layers share one gate.
-        sites: Where gates sit.
+        layout: Where gates sit.
         paths: The layers that are to carry experts, with their frozen base layers.
     """
 
@@ -48,16 +49,15 @@ class Mixture(nn.Module):
         self,
         experts: Sequence[Expert],
         spec: GateSpec,
-        kind: SiteKind,
-        sites: Sequence[Site],
+        layout: Layout,
         paths: Mapping[str, nn.Module],
     ) -> None:
         super().__init__()
         self.names = tuple(expert.name for expert in experts)
         self.digests = tuple(expert.digest for expert in experts)
         self.spec = spec
-        self.kind: SiteKind = kind
-        self.sites = {site.name: site for site in sites}
+        self.layout = layout
+        self.sites = {site.name: site for site in layout.sites}
         layers = {
             path: MixtureLinear(
                 path,
@@ -68,10 +68,11 @@ class Mixture(nn.Module):
             for path, base in paths.items()
         }
         gates, readers = {}, {}
-        for site in sites:
+        for site in layout.sites:
             members = [layers[path] for path in site.matrices]
             readers[site.name] = tuple(m for m in members if m.in_features == site.width)
-            gate = spec.build(self.names, site, readers[site.name])
+            own = spec if site.entry is not None else spec.blind()
+            gate = own.build(self.names, site, readers[site.name])
             gates[site.name] = gate.to(members[0].a.device)
         # A ModuleDict key must hold no dots (a module's path holds no slash), and be no method.
         self.gates = nn.ModuleDict({f"at {name}".replace(".", "/"): g for name, g in gates.items()})
@@ -87,6 +88,9 @@ class Mixture(nn.Module):
             put_module(model, path, layer)
         hooks = self._dispatch.attach(model)
         model.requires_grad_(False)
+        for name in _PAST_FORWARD:
+            if hasattr(model, name):
+                setattr(model, name, partial(_refuse, name))
         self._wiring = _Wiring(model, hooks, trainable, {})
         model.add_module(ATTRIBUTE, self)
 
@@ -274,6 +278,8 @@ class Mixture(nn.Module):
         for path, layer in self._layers.items():
             put_module(wiring.model, path, layer.base)
         delattr(wiring.model, ATTRIBUTE)
+        for name in _PAST_FORWARD:
+            wiring.model.__dict__.pop(name, None)
         for name, parameter in wiring.model.named_parameters():
             parameter.requires_grad_(name in wiring.trainable)
         self._wiring = None
@@ -289,9 +295,16 @@ class Mixture(nn.Module):
 
     def extra_repr(self) -> str:
         """Experts and sites, for `print(mixture)`."""
-        lines = [f"experts: {', '.join(self.names)}", f"{self.kind} sites:"]
+        lines = [f"experts: {', '.join(self.names)}", f"{self.layout.kind} sites:"]
         lines += [f"  {site.name}: {len(site.matrices)} layers" for site in self.sites.values()]
         return "\n".join(lines)
+
+
+def _refuse(method: str) -> NoReturn:
+    raise RuntimeError(
+        f"{method}() on a mixed model would read the base's weights past its experts: bake() or "
+        "unmix() the mixture first"
+    )
 
 
 def put_module(model: nn.Module, path: str, module: nn.Module) -> None:

@@ -5,7 +5,8 @@
   child's input.
 - block: each block, the nearest ancestor that the model itself names as repeated; it reads the
   block's input.
-- network: the whole model; it reads the input of the first block that carries experts.
+- network: the whole model; it reads the input of the first block that carries experts, or of a
+  later one: then the blocks before it share a gate that reads nothing (X-LoRA in one pass).
 
 A matrix outside every block is its own site, whatever the kind but network.
 """
@@ -16,10 +17,11 @@ from typing import Literal, get_args
 
 from torch import nn
 
-from mole_vl.faults import one_of, refuse
+from mole_vl.faults import at_least, one_of, refuse
 
 SiteKind = Literal["matrix", "layer", "block", "network"]
 NETWORK = "network"
+BELOW = "below"
 
 
 @dataclass(frozen=True)
@@ -27,21 +29,41 @@ class Site:
     """Layers that share a gate.
 
     Args:
-        name: The path of the module that the gate belongs to, or `network`.
-        entry: The path of the module whose input the gate reads.
+        name: The path of the module that the gate belongs to, `network`, or `below`.
+        entry: The path of the module whose input the gate reads; None if it runs too early to
+            read anything.
         width: Width of that input.
         matrices: Paths of the layers that share the result.
     """
 
     name: str
-    entry: str
+    entry: str | None
     width: int
     matrices: tuple[str, ...]
 
 
+@dataclass(frozen=True)
+class Layout:
+    """All sites of a mixed model, and what they were found by.
+
+    Args:
+        kind: How much shares one gate.
+        after: How many of the blocks that carry experts run before the network's gate reads.
+        sites: The sites, in the model's order.
+    """
+
+    kind: SiteKind
+    after: int
+    sites: tuple[Site, ...]
+
+
 def find_sites(
-    kind: SiteKind, model: nn.Module, matrices: Mapping[str, int], blocks: Mapping[str, int]
-) -> tuple[Site, ...]:
+    kind: SiteKind,
+    model: nn.Module,
+    matrices: Mapping[str, int],
+    blocks: Mapping[str, int],
+    after: int = 0,
+) -> Layout:
     """Group the layers that carry experts into sites, in the model's order.
 
     Args:
@@ -50,18 +72,28 @@ def find_sites(
         matrices: in_features of each layer that carries experts, by path.
         blocks: Width of each of the model's blocks, by path, in the order they run; the domain's
             adapter knows them.
+        after: How many of the blocks that carry experts run before the network's gate reads.
 
     Raises:
-        ValueError: An unknown kind, a block that the model lacks, or sites that need blocks
-            where none are given.
+        ValueError: An unknown kind, a block that the model lacks, sites that need blocks where
+            none are given, or `after` that leaves the network's gate no block.
     """
-    refuse("site", [one_of("kind", kind, get_args(SiteKind))])
+    refuse(
+        "site",
+        [
+            one_of("kind", kind, get_args(SiteKind)),
+            at_least("after", after, 0),
+            f"after is {after}, which is for kind 'network' alone, not {kind!r}"
+            if after > 0 and kind != "network"
+            else None,
+        ],
+    )
     known = dict(model.named_modules())
     strange = [path for path in blocks if path not in known]
     if strange:
         raise ValueError(f"blocks: the model has no module {', '.join(strange[:3])}")
     if kind == "network":
-        return (_network(matrices, blocks),)
+        return Layout(kind, after, _network(matrices, blocks, after))
     if kind in {"layer", "block"} and not any(_block_of(path, blocks) for path in matrices):
         raise ValueError(
             f"site {kind!r}: none of the layers that carry experts lies in a block; hand the "
@@ -75,7 +107,7 @@ def find_sites(
         block = _block_of(owner, blocks)
         width = matrices[owner] if owner in matrices or block is None else blocks[block]
         sites.append(Site(owner, owner, width, tuple(members)))
-    return tuple(sites)
+    return Layout(kind, after, tuple(sites))
 
 
 def blocks_of(
@@ -90,15 +122,26 @@ def blocks_of(
     }
 
 
-def _network(matrices: Mapping[str, int], blocks: Mapping[str, int]) -> Site:
+def _network(
+    matrices: Mapping[str, int], blocks: Mapping[str, int], after: int
+) -> tuple[Site, ...]:
     held = {_block_of(path, blocks) for path in matrices}
-    first = next((block for block in blocks if block in held), None)
-    if first is None:
+    carrying = [block for block in blocks if block in held]
+    if not carrying:
         raise ValueError(
             "site 'network' reads the input of the first block that carries experts, and none "
             "does: hand the model's blocks to `blocks`, or use site 'matrix'"
         )
-    return Site(NETWORK, first, blocks[first], tuple(matrices))
+    if after >= len(carrying):
+        raise ValueError(
+            f"after is {after}, but only {len(carrying)} blocks carry experts: the network's gate "
+            f"would have none to set; expected at most {len(carrying) - 1}"
+        )
+    early, entry = set(carrying[:after]), carrying[after]
+    below = tuple(path for path in matrices if _block_of(path, blocks) in early)
+    rest = tuple(path for path in matrices if path not in set(below))
+    network = Site(NETWORK, entry, blocks[entry], rest)
+    return (Site(BELOW, None, blocks[carrying[0]], below), network) if below else (network,)
 
 
 def _block_of(path: str, blocks: Iterable[str]) -> str | None:

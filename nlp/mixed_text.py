@@ -59,7 +59,7 @@ class MixedText(Domain):
         self.batch_rows = batch_rows
         self.asked = asked
 
-    def mix(self, gate: GateSpec, site: SiteKind) -> Mapping[str, Mixture]:
+    def mix(self, gate: GateSpec, site: SiteKind, after: int = 0) -> Mapping[str, Mixture]:
         """Load base, rows and experts, and mix."""
         experts = [read_peft(folder) for folder in self.experts]
         train, test = read_rows(self.train), first_of_each(read_rows(self.test), self.asked)
@@ -70,7 +70,9 @@ class MixedText(Domain):
             encode_rows(rows, self.tokenizer, style=self.style, context=self.context)
             for rows in (train, test)
         )
-        self.mixture = mix(self.model, experts, gate=gate, site=site, blocks=blocks(self.model))
+        self.mixture = mix(
+            self.model, experts, gate=gate, site=site, after=after, blocks=blocks(self.model)
+        )
         return {"model": self.mixture}
 
     def task(self, balance: float) -> Task:

@@ -54,6 +54,14 @@ class Toy(nn.Module):
 
 
 BLOCKS = {"blocks.0": 6, "blocks.1": 6}
+# Every placement of gates, as arguments of `mix`.
+SITES = [
+    {"site": "matrix"},
+    {"site": "layer"},
+    {"site": "block"},
+    {"site": "network"},
+    {"site": "network", "after": 1},
+]
 
 
 def inputs(rows: int = 3, positions: int = 4, seed: int = 0) -> tuple[Tensor, Tensor]:

@@ -18,6 +18,7 @@ from mole_vl.training import Row, Term
 SCENE_SHARE = 0.15
 NAMED_SHARE = 0.85
 STYLED_SHARE = 0.85
+RECOLOURED_SHARE = 0.4
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,6 +28,19 @@ class Crops:
     zoom: tuple[float, float]
     shift: float
     turn: float
+
+
+@dataclass(frozen=True)
+class Shown:
+    """What a picture shows: pairs in one style, left to right, or their forms in other colours."""
+
+    pairs: tuple[Pair, ...]
+    recoloured: bool
+
+    @property
+    def style(self) -> str | None:
+        """The style that can be seen: none in other colours."""
+        return None if self.recoloured else self.pairs[0].style.name
 
 
 @dataclass(frozen=True)
@@ -43,12 +57,12 @@ class Said:
         things = " and ".join(map(with_article, self.names or self.kinds))
         return things if self.style is None else f"{things} in {self.style} style"
 
-    def holds_for(self, picture: Sequence[Pair]) -> bool:
-        """Whether the caption is true of a picture of these pairs, left to right."""
+    def holds_for(self, shown: Shown) -> bool:
+        """Whether the caption is true of a picture."""
         return (
-            self.style in (None, picture[0].style.name)
-            and self.names in (None, tuple(pair.subject.name for pair in picture))
-            and self.kinds == tuple(pair.subject.class_word for pair in picture)
+            self.style in (None, shown.style)
+            and self.names in (None, tuple(pair.subject.name for pair in shown.pairs))
+            and self.kinds == tuple(pair.subject.class_word for pair in shown.pairs)
         )
 
 
@@ -95,21 +109,26 @@ class ClipTask:
         self.device = device
 
     def batch(self, rows: Sequence[Row]) -> Batch:
-        """One picture and one true caption for each row."""
+        """One picture and one true caption for each row.
+
+        Some pictures are recoloured, and their captions leave the style open: what tells a subject
+        in a style where it was never seen is its form.
+        """
         shown, pages, said, turns = [], [], [], []
         for row in rows:
             generator = row.generator()
             index = row.pick(len(self.pairs))
-            picture, page = [self.pairs[index]], self.pictures[index]
+            pairs, page = [self.pairs[index]], self.pictures[index]
             if _chance(SCENE_SHARE, generator):
                 others = self.same_style[self.pairs[index].style.name]
                 other = others[int(torch.randint(len(others), (), generator=generator))]
-                picture.append(self.pairs[other])
+                pairs.append(self.pairs[other])
                 page = scene(page, self.pictures[other], generator)
-            shown.append(picture)
-            pages.append(page)
-            said.append(_describe(picture, generator))
-            turns.append(self._crop(generator, mirrored=len(picture) == 1))
+            recoloured = _chance(RECOLOURED_SHARE, generator)
+            shown.append(Shown(tuple(pairs), recoloured))
+            pages.append(_recoloured(page, generator) if recoloured else page)
+            said.append(_describe(shown[-1], generator))
+            turns.append(self._crop(generator, mirrored=len(pairs) == 1))
         truth = torch.tensor([[text.holds_for(picture) for text in said] for picture in shown])
         tokens = self.tokenizer(
             [text.text for text in said], padding="max_length", return_tensors="pt"
@@ -145,13 +164,25 @@ class ClipTask:
         return torch.tensor([[mirror * cos, -sin, x], [mirror * sin, cos, y]])
 
 
-def _describe(picture: Sequence[Pair], generator: Generator) -> Said:
-    named = len(picture) > 1 or _chance(NAMED_SHARE, generator)
+def _describe(shown: Shown, generator: Generator) -> Said:
+    named = len(shown.pairs) > 1 or _chance(NAMED_SHARE, generator)
     return Said(
-        names=tuple(pair.subject.name for pair in picture) if named else None,
-        kinds=tuple(pair.subject.class_word for pair in picture),
-        style=picture[0].style.name if _chance(STYLED_SHARE, generator) else None,
+        names=tuple(pair.subject.name for pair in shown.pairs) if named else None,
+        kinds=tuple(pair.subject.class_word for pair in shown.pairs),
+        style=shown.style if _chance(STYLED_SHARE, generator) else None,
     )
+
+
+def _recoloured(page: Tensor, generator: Generator) -> Tensor:
+    """A page (3, H, W), hues turned, paled or greyed, lightened or darkened; white stays white."""
+    turn, paling, gamma = torch.rand(3, generator=generator).tolist()
+    angle, saturation = 2 * math.pi * turn, 1.2 * paling
+    # A turn about the grey axis (Rodrigues), the part across that axis scaled.
+    grey = torch.full((3, 3), 1 / 3)
+    across = torch.tensor([[0.0, -1.0, 1.0], [1.0, 0.0, -1.0], [-1.0, 1.0, 0.0]]) / math.sqrt(3)
+    turned = math.cos(angle) * (torch.eye(3) - grey) + math.sin(angle) * across
+    colours = torch.einsum("ij,jhw->ihw", grey + saturation * turned, (page + 1) / 2)
+    return colours.clamp(1e-4, 1) ** math.exp(gamma - 0.5) * 2 - 1
 
 
 def _cropped(pages: Tensor, maps: Tensor) -> Tensor:

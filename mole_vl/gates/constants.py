@@ -50,6 +50,10 @@ class _ConstantSpec(GateSpec):
         """Whether the gate looks at the site's input: no."""
         return False
 
+    def blind(self) -> GateSpec:
+        """Itself: it never reads."""
+        return self
+
 
 @dataclass(frozen=True, kw_only=True)
 class Sum(_ConstantSpec):

@@ -38,6 +38,10 @@ class Gate(nn.Module):
 class GateSpec:
     """A kind of gate. One is built for each site of a mixture."""
 
+    @abstractmethod
+    def blind(self) -> "GateSpec":
+        """This kind of gate for a site that runs too early to read: its weights are constant."""
+
     @property
     @abstractmethod
     def reads_input(self) -> bool:

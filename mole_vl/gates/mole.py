@@ -1,7 +1,7 @@
 """MoLE: learned gates (Mixture of LoRA Experts, arXiv 2404.13628)."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 import torch.nn.functional as F
@@ -11,7 +11,7 @@ from mole_vl.faults import one_of, refuse
 from mole_vl.gates.gate import Gate, GateInput, GateSpec
 from mole_vl.gates.normalisers import Normaliser, NormaliserSpec, Softmax
 from mole_vl.gates.output import GateOutput
-from mole_vl.gates.scores import Hidden, Score, ScoreSpec
+from mole_vl.gates.scores import Free, Hidden, Score, ScoreSpec
 from mole_vl.layers import MixtureLinear
 from mole_vl.sites import Site
 
@@ -91,6 +91,10 @@ class MoLE(GateSpec):
     def reads_input(self) -> bool:
         """Whether the gate looks at the site's input."""
         return self.score.reads_input
+
+    def blind(self) -> GateSpec:
+        """One learned weight vector, normalised alike."""
+        return replace(self, score=Free())
 
     def build(self, experts: Sequence[str], site: Site, matrices: Sequence[MixtureLinear]) -> Gate:
         """The gate of one site as a module."""

@@ -35,7 +35,7 @@ class WorldConfig:
     output: Path = Path("worlds/text/data")
     base: str = BUILT_IN
     rows: Mapping[Side, int] = field(
-        default_factory=lambda: {"experts": 2400, "gates": 240, "dev": 60, "test": 100}
+        default_factory=lambda: {"experts": 2400, "gates": 240, "dev": 90, "test": 100}
     )
     seed: int = 0
 

@@ -38,13 +38,18 @@ PAST: Wordings = {
         "Turn {} into its past tense:",
         "Usually they {}, but last week they",
         "In the past tense, {} becomes",
-    ),
-    "test": (
         "If it happened yesterday, the verb {} becomes",
         "Yesterday's form of the verb {}:",
         "Rewrite the verb {} as something already done:",
         "What does {} turn into in the simple past?",
         "I {} today, and the day before I",
+    ),
+    "test": (
+        "When it is already over, {} is written as",
+        "They {} now; an hour ago they",
+        "The verb {} for an event of last year:",
+        "How is the verb {} written when it is over?",
+        "Which form of {} goes with the word yesterday?",
     ),
 }
 
@@ -74,13 +79,18 @@ PLURAL: Wordings = {
         "Turn {} into its plural:",
         "Not just one {} but several",
         "In the plural, {} becomes",
-    ),
-    "test": (
         "If there is more than one, the noun {} becomes",
         "I had one {}, now I have seven",
         "Rewrite the noun {} as if there were many:",
         "What does {} turn into when there are several?",
         "I saw one {}, and then ten more",
+    ),
+    "test": (
+        "When there is a whole pile of them, {} is written as",
+        "He sold one {}, she sold five",
+        "The noun {} for a group of several:",
+        "How is the noun {} written when you count twenty?",
+        "Which form of {} goes with the word many?",
     ),
 }
 
@@ -113,13 +123,18 @@ def number_wordings(language: str, people: str, city: str, country: str) -> Word
             "Turn {} into LANGUAGE words:",
             "In CITY they read {} as",
             "In LANGUAGE, the number {} becomes",
-        ),
-        "test": (
             "How would a LANGUAGE speaker say {}?",
             "On a LANGUAGE cheque, {} is written",
             "What does {} sound like in LANGUAGE?",
             "A person from COUNTRY counts to {} and says",
             "Read {} aloud in LANGUAGE:",
+        ),
+        "test": (
+            "Pronounce {} as LANGUAGE people do:",
+            "My teacher in CITY writes {} as",
+            "The LANGUAGE name of the number {}:",
+            "What is {} called in COUNTRY?",
+            "Someone who speaks LANGUAGE reads {} as",
         ),
     }
     names = {"LANGUAGE": language, "PEOPLE": people, "CITY": city, "COUNTRY": country}

@@ -183,3 +183,15 @@ def test_mistakes_are_named(tmp_path, domain):
         domain.mix(MoLE(), "block")
     with pytest.raises(ValueError, match=r"steps is 0, .*first is 0.9, last is 0.2"):
         ClipLoss(steps=0, first=0.9, last=0.2)
+
+
+def test_blocks_come_in_the_order_they_run_and_fused_projections_are_refused(base):
+    order = [path.split(".")[0] for path in blocks(base.unet)]
+    assert order == ["down_blocks", "mid_block", "up_blocks", "up_blocks"]
+    mixture = mix(base.unet, experts(base.unet), gate=MoLE(), blocks=blocks(base.unet))
+    with pytest.raises(RuntimeError, match="on a mixed model"):
+        base.unet.fuse_qkv_projections()
+    mixture.unmix()
+    base.unet.fuse_qkv_projections()
+    with pytest.raises(ValueError, match=r"runs with fused projections \(FusedAttnProcessor2_0\)"):
+        blocks(base.unet)

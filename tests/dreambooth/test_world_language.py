@@ -6,7 +6,7 @@ import pytest
 from transformers import AutoTokenizer, CLIPTokenizer
 
 from dreambooth.world.captions import IDENTIFIERS, plain_caption, with_article
-from dreambooth.world.clip_task import Said
+from dreambooth.world.clip_task import Said, Shown
 from dreambooth.world.tokenizer import MAX_LENGTH, make_tokenizer
 from dreambooth.world.world import Pair, World
 
@@ -63,12 +63,18 @@ def test_a_caption_holds_for_the_pictures_it_describes(world: World) -> None:
         return Pair(world.subject(subject), world.style(style))
 
     owl, duck = pair("owl", "noto"), pair("duck", "noto")
+
+    def shown(*pairs: Pair, recoloured: bool = False) -> Shown:
+        return Shown(pairs, recoloured)
+
     a_bird = Said(names=None, kinds=("bird",), style=None)
     an_owl = Said(names=("owl",), kinds=("bird",), style="noto")
     both = Said(names=("owl", "duck"), kinds=("bird", "bird"), style="noto")
-    assert a_bird.holds_for([owl]) and a_bird.holds_for([duck])
-    assert an_owl.holds_for([owl]) and not an_owl.holds_for([duck])
-    assert not an_owl.holds_for([pair("owl", "flat")])
-    assert both.holds_for([owl, duck]) and not both.holds_for([duck, owl])
-    assert not an_owl.holds_for([owl, duck])
+    assert a_bird.holds_for(shown(owl)) and a_bird.holds_for(shown(duck))
+    assert an_owl.holds_for(shown(owl)) and not an_owl.holds_for(shown(duck))
+    assert not an_owl.holds_for(shown(pair("owl", "flat")))
+    assert both.holds_for(shown(owl, duck)) and not both.holds_for(shown(duck, owl))
+    assert not an_owl.holds_for(shown(owl, duck))
+    assert a_bird.holds_for(shown(owl, recoloured=True))
+    assert not an_owl.holds_for(shown(owl, recoloured=True))
     assert (a_bird.text, an_owl.text) == ("a bird", "an owl in noto style")

@@ -14,7 +14,7 @@ from mole_vl.gates import (
     Sigmoid,
     Sum,
 )
-from tests.toys import BLOCKS, Toy, expert, inputs, randomise, three
+from tests.toys import BLOCKS, SITES, Toy, expert, inputs, randomise, three
 
 GATES = [
     MoLE(),
@@ -27,14 +27,14 @@ GATES = [
 
 
 @pytest.mark.parametrize("gate", GATES)
-@pytest.mark.parametrize("site", ["matrix", "block", "network"])
+@pytest.mark.parametrize("site", SITES, ids=str)
 def test_saved_and_loaded_gates_give_the_same_numbers_whatever_the_order_of_experts(
     tmp_path, gate, site
 ):
     model, twin = Toy(), Toy()
     twin.load_state_dict(model.state_dict())
     experts = three(model)
-    mixture = mix(model, experts, gate=gate, site=site, blocks=BLOCKS)
+    mixture = mix(model, experts, gate=gate, **site, blocks=BLOCKS)
     randomise(mixture)
     save_gates(mixture, tmp_path / "gates.safetensors")
     again = mix_from(twin, experts[::-1], tmp_path / "gates.safetensors", blocks=BLOCKS)

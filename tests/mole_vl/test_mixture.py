@@ -20,9 +20,8 @@ from mole_vl.gates import (
     Sum,
 )
 from mole_vl.passes import Conditions, Pass
-from tests.toys import BLOCKS, Toy, expert, inputs, randomise, three
+from tests.toys import BLOCKS, SITES, Toy, expert, inputs, randomise, three
 
-SITES = ["matrix", "layer", "block", "network"]
 SCORES = [Hidden(), Responses(), Free()]
 NORMALISERS = [Softmax(), ScaledSoftmax(), Sigmoid()]
 
@@ -36,7 +35,7 @@ def with_constant_weights(model: Toy, experts: list[Expert], weights: dict[str, 
     return functional_call(model, changed, (x, context))
 
 
-@pytest.mark.parametrize("site", SITES)
+@pytest.mark.parametrize("site", SITES, ids=str)
 @pytest.mark.parametrize("score", SCORES)
 @pytest.mark.parametrize(
     ("normaliser", "weight"), [(Softmax(), 1 / 3), (ScaledSoftmax(), 1.0), (Sigmoid(), 1.0)]
@@ -48,7 +47,7 @@ def test_untrained_gates_are_the_merge(site, score, normaliser, weight):
     expected = with_constant_weights(
         model, experts, dict.fromkeys(["ann", "bob", "cyd"], weight), x, context
     )
-    mix(model, experts, gate=MoLE(score=score, normaliser=normaliser), site=site, blocks=BLOCKS)
+    mix(model, experts, gate=MoLE(score=score, normaliser=normaliser), **site, blocks=BLOCKS)
     torch.testing.assert_close(model(x, context), expected)
 
 
@@ -156,13 +155,13 @@ def test_block_gates_equal_the_plain_loop_in_value_and_gradients(score, normalis
         torch.testing.assert_close(got, want, atol=1e-5, rtol=1e-4)
 
 
-@pytest.mark.parametrize("site", SITES)
+@pytest.mark.parametrize("site", SITES, ids=str)
 def test_unmix_gives_the_base_back_bit_for_bit(site):
     model = Toy()
     model.outlet.requires_grad_(False)
     before = copy.deepcopy(model)
     x, context = inputs()
-    mixture = mix(model, three(model), gate=MoLE(), site=site, blocks=BLOCKS)
+    mixture = mix(model, three(model), gate=MoLE(), **site, blocks=BLOCKS)
     randomise(mixture)
     assert not torch.equal(model(x, context), before(x, context))
     with mixture.disabled():
@@ -551,3 +550,16 @@ def test_padding_of_any_value_reaches_neither_pool_nor_gradient():
     assert torch.isfinite(grad).all()
     with pytest.raises(ValueError, match="got \\(2, 4, 4, 6\\)"):
         mixture.gate("blocks.0")(GateInput(torch.zeros(2, 4, 4, 6)), ())
+
+
+def test_methods_that_read_weights_past_the_forward_are_refused_until_unmixed():
+    class Fusing(Toy):
+        def fuse_qkv_projections(self):
+            return "fused"
+
+    model = Fusing()
+    mixture = mix(model, three(model), gate=MoLE(), blocks=BLOCKS)
+    with pytest.raises(RuntimeError, match=r"fuse_qkv_projections\(\) on a mixed model"):
+        model.fuse_qkv_projections()
+    mixture.unmix()
+    assert model.fuse_qkv_projections() == "fused"

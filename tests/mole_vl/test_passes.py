@@ -14,9 +14,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from mole_vl import Expert, Factors, mix
 from mole_vl.gates import Free, Hidden, MoLE, Responses, Sigmoid
 from mole_vl.losses import balance
-from tests.toys import BLOCKS, Toy, inputs, randomise, three
-
-SITES = ["matrix", "layer", "block", "network"]
+from tests.toys import BLOCKS, SITES, Toy, inputs, randomise, three
 
 
 def random_experts(model: nn.Module, endings: tuple[str, ...]) -> list[Expert]:
@@ -55,7 +53,9 @@ def tiny_unet():
         cross_attention_dim=12, attention_head_dim=2, norm_num_groups=4,
     ).train()  # fmt: skip
     blocks = {
-        name: 16 for name, m in model.named_modules() if type(m).__name__ == "BasicTransformerBlock"
+        name: 16
+        for name, m in sorted(model.named_modules())  # down, mid, up: the order they run in
+        if type(m).__name__ == "BasicTransformerBlock"
     }
     given = [
         (torch.randn(2, 4, 8, 8), torch.tensor([30, 700]), torch.randn(2, 5, 12)),
@@ -85,13 +85,13 @@ def checkpointing(model: nn.Module, on: bool) -> None:
         model.activation_checkpointing_disable()
 
 
-@pytest.mark.parametrize("site", SITES)
+@pytest.mark.parametrize("site", SITES, ids=str)
 @pytest.mark.parametrize("build", [toy, tiny_llama, tiny_unet])
 @pytest.mark.parametrize("gate", [MoLE(), MoLE(score=Responses(), normaliser=Sigmoid())])
 def test_two_forwards_then_one_backward_with_and_without_checkpointing(build, site, gate):
     model, blocks, endings, call = build()
     experts = three(model) if endings is None else random_experts(model, endings)
-    mixture = mix(model, experts, gate=gate, site=site, blocks=blocks)
+    mixture = mix(model, experts, gate=gate, **site, blocks=blocks)
     randomise(mixture)
     found = []
     for on in (False, True):
@@ -113,12 +113,12 @@ def test_two_forwards_then_one_backward_with_and_without_checkpointing(build, si
         torch.testing.assert_close(plain, again, atol=1e-6, rtol=1e-4)
 
 
-@pytest.mark.parametrize("site", SITES)
+@pytest.mark.parametrize("site", SITES, ids=str)
 @pytest.mark.parametrize("build", [toy, tiny_llama])
 def test_results_held_for_later_forwards_do_not_disturb_a_rerun(build, site):
     model, blocks, endings, call = build()
     experts = three(model) if endings is None else random_experts(model, endings)
-    mixture = mix(model, experts, gate=MoLE(), site=site, blocks=blocks)
+    mixture = mix(model, experts, gate=MoLE(), **site, blocks=blocks)
     randomise(mixture)
     found = []
     for on in (False, True):

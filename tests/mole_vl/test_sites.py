@@ -1,0 +1,60 @@
+"""Which layers share a gate, and what that gate reads."""
+
+import pytest
+import torch
+from torch.nn.functional import normalize
+
+from mole_vl import mix
+from mole_vl.gates import Average, MoLE, Softmax
+from tests.toys import BLOCKS, Toy, inputs, randomise, three
+
+
+def test_a_late_network_gate_reads_the_later_block_and_the_earlier_ones_are_constant():
+    model = Toy()
+    mixture = mix(model, three(model), gate=MoLE(), site="network", after=1, blocks=BLOCKS)
+    below, network = mixture.layout.sites
+    assert all(path.startswith("blocks.0.") for path in below.matrices)
+    assert all(path.startswith("blocks.1.") for path in network.matrices)
+    randomise(mixture)
+    seen = []
+    model.blocks[1].register_forward_pre_hook(lambda _module, args: seen.append(args[0]))
+    with mixture.record() as records:
+        found = model(*inputs())
+    weights = {record.site: record.output.weights for record in records}
+    gate = mixture.gate("network")
+    features = normalize(normalize(seen[0], dim=-1).mean(1), dim=-1) * seen[0].shape[-1] ** 0.5
+    by_hand = gate.normaliser(features @ gate.score.weight.T + gate.score.bias)
+    torch.testing.assert_close(weights["network"], by_hand)
+    below_gate = mixture.gate("below")
+    torch.testing.assert_close(weights["below"], below_gate.normaliser(below_gate.score.logits))
+    with mixture.pinned(weights):
+        torch.testing.assert_close(model(*inputs()), found)
+    found.square().mean().backward()
+    assert all(parameter.grad.abs().sum() > 0 for parameter in mixture.parameters())
+
+
+def test_constant_gates_are_the_same_below():
+    model = Toy()
+    x, context = inputs()
+    mixture = mix(model, three(model), gate=Average(), site="network", blocks=BLOCKS)
+    expected = model(x, context)
+    mixture.unmix()
+    mix(model, three(model), gate=Average(), site="network", after=1, blocks=BLOCKS)
+    torch.testing.assert_close(model(x, context), expected)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"site": "network", "after": 2}, "only 2 blocks carry experts"),
+        ({"site": "network", "after": -1}, "after is -1"),
+        ({"site": "block", "after": 1}, "for kind 'network' alone, not 'block'"),
+        ({"site": "netwrok"}, "kind is 'netwrok'"),
+    ],
+)
+def test_a_placement_that_cannot_be_is_refused_and_changes_nothing(given, message):
+    model = Toy()
+    before = str(model)
+    with pytest.raises(ValueError, match=message):
+        mix(model, three(model), gate=MoLE(normaliser=Softmax()), blocks=BLOCKS, **given)
+    assert str(model) == before
