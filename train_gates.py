@@ -14,7 +14,7 @@ from mole_vl.domain import Domain
 from mole_vl.gates import GateSpec, MoLE
 from mole_vl.sites import SiteKind
 from mole_vl.specs import to_data
-from mole_vl.training import FitConfig, fit as run
+from mole_vl.training import FitConfig, centre_gates, fit as run
 
 
 def train_gates(
@@ -24,6 +24,7 @@ def train_gates(
     site: SiteKind = "block",
     after: int = 0,
     balance: float = 0.0,
+    centring: int = 4,
     report: bool = True,
 ) -> None:
     """Train gates, save them, and judge them.
@@ -35,6 +36,8 @@ def train_gates(
         site: Which layers share one gate: matrix, layer, block or network.
         after: With site network, how many blocks run before the gate reads (see `mole_vl.mix`).
         balance: Factor of the balance loss.
+        centring: Batches that the features of gates on hidden states are centred over before the
+            training; 0 for none.
         report: Whether the arms are judged on held-out examples at the end.
     """
     mixtures = domain.mix(gate, site, after)
@@ -43,9 +46,12 @@ def train_gates(
         "site": site,
         "after": after,
         "balance": balance,
+        "centring": centring,
         "experts": {part: [*m.names, *m.digests] for part, m in mixtures.items()},
     }
-    result = run(domain.task(balance), fit, settings)
+    task = domain.task(balance)
+    centre_gates(mixtures.values(), task, rows=fit.rows, batches=centring, seed=fit.seed)
+    result = run(task, fit, settings)
     main = PartialState().is_main_process
     if main:
         for component, mixture in mixtures.items():

@@ -24,7 +24,7 @@ from dreambooth.subject_style import SubjectStyle
 from dreambooth.world.candidates import write_candidates
 from dreambooth.world.compositions import Composition, compositions
 from mole_vl.specs import to_data
-from mole_vl.training import fit
+from mole_vl.training import centre_gates, fit
 from results import FOLDER, ROOT, measured, write_results
 from train_gates import train_gates
 
@@ -69,9 +69,13 @@ def main() -> None:
         for seed in seeds:
             output = ROOT / f"out/benchmarks/emoji_pairs/{steps}/{pair.name}-{seed}"
             domain = domain_of(preset, pair, drawn=8)
-            domain.mix(preset.gate, preset.site, preset.after)
+            mixtures = domain.mix(preset.gate, preset.site, preset.after)
             config = replace(preset.fit, steps=steps, seed=seed, output=output)
-            seconds.append(fit(domain.task(preset.balance), config).seconds)
+            task = domain.task(preset.balance)
+            centre_gates(
+                mixtures.values(), task, rows=config.rows, batches=preset.centring, seed=seed
+            )
+            seconds.append(fit(task, config).seconds)
             drawings = domain.drawings(seed)
             for mark, clip in (("", Clip(domain.judge_name)), (", trained on", domain.clip)):
                 for name, found in domain.scores(clip, drawings).items():
@@ -97,6 +101,7 @@ def main() -> None:
         "gate": to_data(preset.gate),
         "site": preset.site,
         "balance": preset.balance,
+        "centring": preset.centring,
         "loss": vars(preset.domain.loss),
         "steps": steps,
         "rows a step": preset.fit.rows,

@@ -16,7 +16,7 @@ from text_mixed import CONFIG, load
 
 from mole_vl.gates import MoLE, Responses
 from mole_vl.specs import to_data
-from mole_vl.training import fit
+from mole_vl.training import centre_gates, fit
 from nlp.mixed_text import ORACLE
 from results import FOLDER, ROOT, measured, write_results
 
@@ -30,6 +30,7 @@ class Variant:
     gate: Mapping[str, Any]
     place: Mapping[str, Any]
     fit: Mapping[str, Any]
+    centring: int | None
 
 
 def variant(
@@ -37,21 +38,22 @@ def variant(
     gate: Mapping[str, Any] | None = None,
     place: Mapping[str, Any] | None = None,
     fit: Mapping[str, Any] | None = None,
+    centring: int | None = None,
 ) -> Variant:
     """The preset with some settings changed."""
-    return Variant(gate or {}, place or {}, fit or {})
+    return Variant(gate or {}, place or {}, fit or {}, centring)
 
 
 VARIANTS = {
     "preset": variant(),
     "after 0": variant(place={"after": 0}),
-    "after 4": variant(place={"after": 4}),
     "after 10": variant(place={"after": 10}),
-    "after 24": variant(place={"after": 24}),
-    "responses": variant(gate={"score": Responses()}),
+    "not centred": variant(centring=0),
+    "not centred, lr 1e-2": variant(centring=0, fit={"lr": 1e-2}),
     "lr 1e-2": variant(fit={"lr": 1e-2}),
-    "150 steps": variant(fit={"steps": 150}),
-    "block": variant(place={"site": "block", "after": 0}, fit={"lr": 1e-2}),
+    "150 steps of 8 rows": variant(fit={"steps": 150, "rows": 8}),
+    "responses": variant(gate={"score": Responses()}),
+    "block": variant(place={"site": "block", "after": 0}),
     "block, by token": variant(gate={"over": "position"}, place={"site": "block", "after": 0}),
 }
 
@@ -63,13 +65,15 @@ def hits_of(name: str, changed: Variant, quick: bool) -> dict[str, np.ndarray]:
     domain.test, domain.asked = DEV, 6 if quick else None
     gate: MoLE = replace(preset.gate, **changed.gate)
     place = {"site": preset.site, "after": preset.after, **changed.place}
-    domain.mix(gate, **place)
+    mixture = domain.mix(gate, **place)["model"]
     output = ROOT / "out/benchmarks/text_ablation" / ("quick" if quick else "full")
     config = replace(preset.fit, **changed.fit, output=output / name.replace(" ", "_"))
     if quick:
         config = replace(config, steps=5)
-    settings = {"gate": to_data(gate), **place}
-    fit(domain.task(preset.balance), config, settings)
+    task = domain.task(preset.balance)
+    batches = changed.centring if changed.centring is not None else preset.centring
+    centre_gates([mixture], task, rows=config.rows, batches=batches, seed=config.seed)
+    fit(task, config, {"gate": to_data(gate), **place, "centring": batches})
     arms = ["gates", "NLA", ORACLE] if name == "preset" else ["gates"]
     return {arm: np.array(found, float) for arm, found in domain.hits(arms).items()}
 

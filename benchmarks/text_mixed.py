@@ -16,7 +16,7 @@ import numpy as np
 from jsonargparse import auto_parser
 
 from mole_vl.specs import to_data
-from mole_vl.training import fit
+from mole_vl.training import centre_gates, fit
 from nlp.mixed_text import ORACLE
 from results import FOLDER, ROOT, Measurement, measured, write_results
 from train_gates import train_gates
@@ -41,8 +41,10 @@ def hits_of_seed(seed: int, quick: bool) -> tuple[list[str], dict[str, list[bool
     )
     domain = preset.domain
     domain.asked = 6 if quick else None
-    domain.mix(preset.gate, preset.site, preset.after)
-    result = fit(domain.task(preset.balance), config)
+    mixtures = domain.mix(preset.gate, preset.site, preset.after)
+    task = domain.task(preset.balance)
+    centre_gates(mixtures.values(), task, rows=config.rows, batches=preset.centring, seed=seed)
+    result = fit(task, config)
     hits = domain.hits(["gates"] if seed else [*FIXED, "gates"])
     return [row.row.task for row in domain.test_rows], hits, result.seconds
 
@@ -99,6 +101,7 @@ def main() -> None:
         "site": preset.site,
         "after": preset.after,
         "balance": preset.balance,
+        "centring": preset.centring,
         "steps": preset.fit.steps,
         "rows a step": preset.fit.rows,
         "lr": preset.fit.lr,

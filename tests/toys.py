@@ -2,6 +2,7 @@
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 from torch.utils.checkpoint import checkpoint
 
 from mole_vl import Expert, Factors
@@ -105,8 +106,20 @@ def three(model: nn.Module) -> list[Expert]:
 
 
 def randomise(module: nn.Module, seed: int = 0, size: float = 0.5) -> None:
-    """Draw a gate's scores from N(0, size^2): at zero every gate is a merge."""
+    """Draw a gate's scores and centres from N(0, size^2): at zero every gate is a merge."""
     generator = torch.Generator().manual_seed(seed)
-    for parameter in module.parameters():
+    centres = [buffer for name, buffer in module.named_buffers() if name.endswith("centre")]
+    for tensor in (*module.parameters(), *centres):
         with torch.no_grad():
-            parameter.copy_(torch.randn(parameter.shape, generator=generator) * size)
+            tensor.copy_(torch.randn(tensor.shape, generator=generator) * size)
+
+
+def with_constant_weights(
+    model: nn.Module, experts: list[Expert], weights: dict[str, float], x, context
+):
+    """The plain loop: Delta-W of every expert added to the base's weights."""
+    changed = {name: p.detach().clone() for name, p in model.named_parameters()}
+    for one in experts:
+        for path, factors in one.layers.items():
+            changed[f"{path}.weight"] += weights[one.name] * factors.delta()
+    return functional_call(model, changed, (x, context))

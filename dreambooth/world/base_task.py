@@ -16,8 +16,8 @@ from dreambooth.world.latents import Latents
 from dreambooth.world.world import Pair
 from mole_vl.training import Row, Term
 
-SCENE_SHARE = 0.15
-PLAIN_SHARE = 0.5
+SCENE_SHARE = 0.1
+PLAIN_SHARE = 0.75
 
 
 @dataclass(frozen=True)

@@ -111,6 +111,7 @@ def build_base(folder: Path, work: Path) -> None:
         output=work / "base",
         steps=12000,
         rows=32,
+        optimizer="muon",
         lr=8e-4,
         schedule="constant",
         warmup=100,

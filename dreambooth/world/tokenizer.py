@@ -1,13 +1,10 @@
 """The world's own tokenizer: CLIP's class, with one token for each word that its captions use."""
 
-import json
-from collections.abc import Iterable
-from typing import Any
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from itertools import pairwise
 
-from tokenizers import Tokenizer
-from tokenizers.models import BPE
 from tokenizers.pre_tokenizers import ByteLevel
-from tokenizers.trainers import BpeTrainer
 from transformers import AddedToken, CLIPTokenizer
 
 from dreambooth.world.captions import DOUBLE, IDENTIFIERS, SINGLE
@@ -24,7 +21,7 @@ def make_tokenizer(world: World) -> CLIPTokenizer:
     The end token has the highest id: open_clip finds the end of a text by the largest one.
     """
     words = _words(world)
-    merges = _merges(words)
+    merges = learned_merges(words)
     letters = sorted(ByteLevel.alphabet())
     pieces = [*letters, *(letter + _WORD_END for letter in letters), *("".join(m) for m in merges)]
     tokens = dict.fromkeys([*pieces, ",", f",{_WORD_END}", *IDENTIFIERS, _START, _END])
@@ -50,12 +47,27 @@ def _words(world: World) -> list[str]:
     return sorted({word for text in texts for word in text.replace(",", " ").split()} | {"style"})
 
 
-def _merges(words: Iterable[str]) -> Any:
-    """Merges that make each word one token, learned by BPE from a list of just these words."""
-    trainer = BpeTrainer(
-        vocab_size=100_000, min_frequency=1, end_of_word_suffix=_WORD_END, show_progress=False
-    )
-    learner = Tokenizer(BPE(end_of_word_suffix=_WORD_END))
-    learner.train_from_iterator(words, trainer)
-    ranked = learner.to_str()
-    return [tuple(merge) for merge in json.loads(ranked)["model"]["merges"]]
+def learned_merges(words: Iterable[str]) -> list[tuple[str, str]]:
+    """Merges that make each word one token: byte-pair encoding learned from a list of these words.
+
+    The commonest pair first, of equals the first by the alphabet: the trainer of `tokenizers`
+    draws among equals anew in each process, and a resumed training would read other ids.
+    """
+    pieces = [[*word[:-1], word[-1] + _WORD_END] for word in words]
+    merges = []
+    while counts := Counter(pair for word in pieces for pair in pairwise(word)):
+        left, right = min(counts, key=lambda pair: (-counts[pair], pair))
+        merges.append((left, right))
+        pieces = [_merged(word, left, right) for word in pieces]
+    return merges
+
+
+def _merged(word: Sequence[str], left: str, right: str) -> list[str]:
+    """The word's pieces with each `left, right` made one."""
+    found: list[str] = []
+    for piece in word:
+        if found and found[-1] == left and piece == right:
+            found[-1] = left + right
+        else:
+            found.append(piece)
+    return found

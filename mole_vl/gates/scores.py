@@ -33,16 +33,30 @@ class ScoreSpec:
         """The score as a module, at zero."""
 
 
-class _HiddenScore(Score):
+class HiddenScore(Score):
+    """Linear in the input's direction as seen from `centre`, (d,), which is zero until it is set.
+
+    Hidden states of one site point nearly the same way, whatever the input (cosine 0.9 and more in
+    language models): from their common mean the differences are what remains.
+    """
+
+    centre: Tensor
+
     def __init__(self, experts: int, width: int) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.zeros(experts, width))
         self.bias = nn.Parameter(torch.zeros(experts))
+        self.register_buffer("centre", torch.zeros(width))
 
     def forward(self, x: Tensor, matrices: Sequence[MixtureLinear]) -> Tensor:
-        # L2-normalised times sqrt(d): features of unit size each, whatever the width.
-        features = F.normalize(x.float(), dim=-1) * math.sqrt(x.shape[-1])
+        """Logits of the experts."""
+        features = unit_sized(unit_sized(x.float()) - self.centre.float())
         return F.linear(features, self.weight.float(), self.bias.float())
+
+
+def unit_sized(x: Tensor) -> Tensor:
+    """L2-normalised times sqrt(d): features of size 1 each, whatever the width."""
+    return F.normalize(x, dim=-1) * math.sqrt(x.shape[-1])
 
 
 class _ResponseScore(Score):
@@ -89,11 +103,11 @@ class _FreeScore(Score):
 
 @dataclass(frozen=True, kw_only=True)
 class Hidden(ScoreSpec):
-    """Reads the site's input, L2-normalised (the MoLE authors' code)."""
+    """Reads the site's input, L2-normalised (the MoLE authors' code), seen from its `centre`."""
 
     def build(self, experts: int, width: int, matrices: Sequence[MixtureLinear]) -> Score:
         """The score as a module, at zero."""
-        return _HiddenScore(experts, width)
+        return HiddenScore(experts, width)
 
 
 @dataclass(frozen=True, kw_only=True)

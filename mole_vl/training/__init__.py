@@ -1,5 +1,6 @@
 """Training: one loop for every domain."""
 
+from mole_vl.training.centring import centre_gates as centre_gates
 from mole_vl.training.config import FitConfig as FitConfig
 from mole_vl.training.fit import FitResult as FitResult, fit as fit
 from mole_vl.training.rows import Row as Row, mix_seed as mix_seed

@@ -2,8 +2,8 @@
 
 A step: the global batch is `rows` rows, each with randomness of its own; every process takes its
 part, in pieces of `micro_rows`; per-unit terms are weighed by the units of the whole global batch;
-gradients are summed over pieces and processes; AdamW steps. So one process and two, one piece and
-four, an unbroken run and a resumed one take the same steps.
+gradients are summed over pieces and processes; the optimisers step. So one process and two, one
+piece and four, an unbroken run and a resumed one take the same steps.
 """
 
 import json
@@ -22,6 +22,7 @@ from tqdm.auto import tqdm
 from mole_vl.files import new_file
 from mole_vl.processes import sum_over_processes
 from mole_vl.training.config import FitConfig
+from mole_vl.training.optimizers import make_optimizers
 from mole_vl.training.rows import mix_seed, rows_of_step
 from mole_vl.training.snapshot import Snapshot, read_snapshot, write_snapshot
 from mole_vl.training.task import Task
@@ -50,10 +51,10 @@ class _Run:
         self.parameters = dict(task.parameters())
         if not self.parameters:
             raise ValueError("fit: the task has no parameters to train")
-        optimizer = torch.optim.AdamW(
-            list(self.parameters.values()), lr=config.lr, weight_decay=config.weight_decay
+        optimizers = make_optimizers(
+            config.optimizer, self.parameters, lr=config.lr, weight_decay=config.weight_decay
         )
-        self.optimizer = self.accelerator.prepare(optimizer)
+        self.optimizers = {k: self.accelerator.prepare(one) for k, one in optimizers.items()}
         self.averages = (
             {name: p.detach().clone() for name, p in self.parameters.items()} if config.ema else {}
         )
@@ -118,7 +119,8 @@ class _Run:
                 parameter.copy_(snapshot.weights[name])
                 if self.averages:
                     self.averages[name].copy_(snapshot.averages[name])
-        self.optimizer.load_state_dict(dict(snapshot.optimizer))
+        for rule, optimizer in self.optimizers.items():
+            optimizer.load_state_dict(snapshot.optimizer[rule])
         if self.accelerator.scaler is not None and snapshot.scaler:
             self.accelerator.scaler.load_state_dict(dict(snapshot.scaler))
         self.step = snapshot.step
@@ -149,7 +151,7 @@ class _Run:
                 self.settings,
                 weights,
                 averages,
-                self.optimizer.state_dict(),
+                {rule: optimizer.state_dict() for rule, optimizer in self.optimizers.items()},
                 scaler.state_dict() if scaler is not None else {},
             )
             write_snapshot(self.output, snapshot)
@@ -208,10 +210,11 @@ class _Run:
                 f"fit: the gradient is no finite number at step {self.step}; the last checkpoint "
                 "is untouched. Look for a square root or a division by zero in the loss"
             )
-        for group in self.optimizer.param_groups:
-            group["lr"] = config.rate(self.step)
-        self.optimizer.step()
-        self.optimizer.zero_grad()
+        for optimizer in self.optimizers.values():
+            for group in optimizer.param_groups:
+                group["lr"] = config.rate(self.step)
+            optimizer.step()
+            optimizer.zero_grad()
         self.step += 1
         self._average()
         return result

@@ -7,7 +7,7 @@ from transformers import AutoTokenizer, CLIPTokenizer
 
 from dreambooth.world.captions import IDENTIFIERS, plain_caption, with_article
 from dreambooth.world.clip_task import Said, Shown
-from dreambooth.world.tokenizer import MAX_LENGTH, make_tokenizer
+from dreambooth.world.tokenizer import MAX_LENGTH, learned_merges, make_tokenizer
 from dreambooth.world.world import Pair, World
 
 FOLDER = Path(__file__).parents[2] / "worlds" / "emoji"
@@ -28,6 +28,14 @@ def test_identifiers_are_single_tokens_within_the_vocabulary(tokenizer: CLIPToke
     assert tokens == ["a</w>", "<v1>", "mammal</w>", "in</w>", "<v20>", "style</w>"]
     assert len({tokenizer.convert_tokens_to_ids(name) for name in IDENTIFIERS}) == 24
     assert max(tokenizer.get_vocab().values()) == len(tokenizer) - 1
+
+
+def test_merges_are_the_same_whatever_the_order_of_words() -> None:
+    # A training that goes on another day must read the ids that it began with.
+    words = ["bee", "bed", "car", "cap", "racing", "banana", "aaa"]
+    merges = learned_merges(words)
+    assert learned_merges(words[::-1]) == merges
+    assert {"".join(merge) for merge in merges} >= {f"{word}</w>" for word in words}
 
 
 def test_the_end_of_a_text_has_the_highest_id(tokenizer: CLIPTokenizer) -> None:

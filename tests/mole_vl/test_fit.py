@@ -12,8 +12,10 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch import nn
 
 from mole_vl.training import FitConfig, Term, fit, read_snapshot
+from mole_vl.training.optimizers import make_optimizers
 from tests.mole_vl.toy_task import ToyTask
 
 ROOT = Path(__file__).parents[2]
@@ -61,17 +63,37 @@ def test_pieces_of_a_batch_take_the_same_steps_as_the_whole(tmp_path, micro_rows
     assert_same(dict(whole.parameters()), dict(pieces.parameters()), atol=1e-6, rtol=1e-5)
 
 
-def test_a_resumed_run_equals_the_unbroken_one_bit_for_bit(tmp_path):
-    unbroken = trained(tmp_path / "unbroken", ema=0.9)
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_a_resumed_run_equals_the_unbroken_one_bit_for_bit(tmp_path, optimizer):
+    unbroken = trained(tmp_path / "unbroken", ema=0.9, optimizer=optimizer)
     task = ToyTask(stop_at=8)
     with pytest.raises(KeyboardInterrupt):
-        fit(task, config(tmp_path / "broken", ema=0.9))
+        fit(task, config(tmp_path / "broken", ema=0.9, optimizer=optimizer))
     assert read_snapshot(tmp_path / "broken").step == 5
-    resumed = trained(tmp_path / "broken", ema=0.9)
+    resumed = trained(tmp_path / "broken", ema=0.9, optimizer=optimizer)
     assert_same(unbroken, resumed, atol=0, rtol=0)
     logs = [(tmp_path / run / "metrics.jsonl").read_text() for run in ("unbroken", "broken")]
     assert logs[0] == logs[1]
-    assert_same(resumed, trained(tmp_path / "broken", ema=0.9), atol=0, rtol=0)
+    assert_same(resumed, trained(tmp_path / "broken", ema=0.9, optimizer=optimizer), atol=0, rtol=0)
+
+
+def test_muon_steps_matrices_along_orthogonal_factors_and_adamw_the_rest(tmp_path):
+    matrix, embedding, bias = (nn.Parameter(torch.randn(n)) for n in ((6, 4), (5, 4), (4,)))
+    given = {"ff.weight": matrix, "token_embedding.weight": embedding, "ff.bias": bias}
+    found = make_optimizers("muon", given, lr=0.1, weight_decay=0.0)
+    owned = {rule: one.param_groups[0]["params"] for rule, one in found.items()}
+    assert [p is matrix for p in owned["muon"]] == [True]
+    assert {id(p) for p in owned["adamw"]} == {id(embedding), id(bias)}
+    before = matrix.detach().clone()
+    sum(p.square().sum() for p in given.values()).backward()
+    for optimizer in found.values():
+        optimizer.step()
+    step = torch.linalg.svdvals(before - matrix.detach())
+    # All directions move alike (Newton-Schulz leaves singular values within some 0.7 to 1.2).
+    assert step.max() < 2 * step.min()
+    # Scaled to AdamW's first step, whose elements are of size lr each (0.2 of its RMS, by Muon).
+    assert 0.01 < (before - matrix).detach().square().mean().sqrt() < 0.1
+    assert make_optimizers("adamw", given, lr=0.1, weight_decay=0.0).keys() == {"adamw"}
 
 
 def launch(output, *, processes=1, steps=12, save_every=5, delay=0.0):

@@ -1,11 +1,12 @@
+"""What a mixed model computes, and the way back to its base."""
+
 import copy
 
 import pytest
 import torch
 from torch import nn
-from torch.func import functional_call
 
-from mole_vl import Expert, Factors, mix
+from mole_vl import mix
 from mole_vl.gates import (
     Average,
     Constants,
@@ -20,19 +21,19 @@ from mole_vl.gates import (
     Sum,
 )
 from mole_vl.passes import Conditions, Pass
-from tests.toys import BLOCKS, SITES, Toy, expert, inputs, randomise, three
+from tests.toys import (
+    BLOCKS,
+    SITES,
+    Toy,
+    expert,
+    inputs,
+    randomise,
+    three,
+    with_constant_weights,
+)
 
 SCORES = [Hidden(), Responses(), Free()]
 NORMALISERS = [Softmax(), ScaledSoftmax(), Sigmoid()]
-
-
-def with_constant_weights(model: Toy, experts: list[Expert], weights: dict[str, float], x, context):
-    """The plain loop: Delta-W of every expert added to the base's weights."""
-    changed = {name: p.detach().clone() for name, p in model.named_parameters()}
-    for one in experts:
-        for path, factors in one.layers.items():
-            changed[f"{path}.weight"] += weights[one.name] * factors.delta()
-    return functional_call(model, changed, (x, context))
 
 
 @pytest.mark.parametrize("site", SITES, ids=str)
@@ -98,7 +99,10 @@ def loop_forward(model: Toy, experts, mixture, x, context):
         over_rows = gate.over == "row"
         source = torch.nn.functional.normalize(h, dim=-1).mean(1) if over_rows else h
         if hasattr(score, "weight") and score.weight.dim() == 2:
-            features = torch.nn.functional.normalize(source, dim=-1) * source.shape[-1] ** 0.5
+            for shift in (0.0, score.centre):
+                source = torch.nn.functional.normalize(source - shift, dim=-1)
+                source = source * source.shape[-1] ** 0.5
+            features = source
             logits = features @ score.weight.T + score.bias
         else:
             parts = []
@@ -210,200 +214,6 @@ def test_a_copied_model_is_a_mixture_of_its_own():
         assert not torch.equal(model(x, context), expected)
 
 
-@pytest.mark.parametrize(
-    ("normaliser", "kept_weight"),
-    [(Softmax(), 1 / 2), (ScaledSoftmax(), 1.0), (ScaledSoftmax(total=1.5), 0.5), (Sigmoid(), 1.0)],
-)
-def test_masks_at_zero_score(normaliser, kept_weight):
-    model = Toy()
-    mixture = mix(model, three(model), gate=MoLE(normaliser=normaliser), blocks=BLOCKS)
-    with mixture.masked(["bob"]), mixture.record() as records:
-        model(*inputs())
-    for record in records:
-        expected = torch.tensor([kept_weight, 0.0, kept_weight]).expand(3, 3)
-        torch.testing.assert_close(record.output.weights, expected)
-
-
-def test_masks_renormalise_trained_softmax_and_leave_sigmoid_alone():
-    for normaliser in (Softmax(), Sigmoid()):
-        model = Toy()
-        mixture = mix(
-            model, three(model), gate=MoLE(score=Free(), normaliser=normaliser), blocks=BLOCKS
-        )
-        randomise(mixture)
-        with mixture.record() as whole:
-            model(*inputs())
-        with mixture.masked(["ann"]), mixture.record() as part:
-            model(*inputs())
-        for before, after in zip(whole, part, strict=True):
-            kept = before.output.weights.clone()
-            kept[0] = 0
-            if isinstance(normaliser, Softmax):
-                kept = kept / kept.sum()
-            torch.testing.assert_close(after.output.weights, kept)
-
-
-def test_pinned_weights_by_name_by_row_and_by_site():
-    model = Toy()
-    experts = three(model)
-    x, context = inputs(rows=2)
-    alone = [
-        with_constant_weights(
-            model, experts, {n: float(n == name) for n in ("ann", "bob", "cyd")}, x, context
-        )
-        for name in ("ann", "cyd")
-    ]
-    mixture = mix(model, experts, gate=MoLE(), blocks=BLOCKS)
-    with mixture.pinned({"ann": 1.0}):
-        torch.testing.assert_close(model(x, context), alone[0])
-    with mixture.pinned(torch.tensor([[1.0, 0.0, 0.0], [0.0, 0.0, 1.0]])):
-        rows = model(x, context)
-    torch.testing.assert_close(rows[0], alone[0][0])
-    torch.testing.assert_close(rows[1], alone[1][1])
-    with mixture.pinned({"blocks.0": {"ann": 0.5}}), mixture.record() as records:
-        model(x, context)
-    by_site = {record.site: record.output.weights for record in records}
-    torch.testing.assert_close(by_site["blocks.0"], torch.tensor([0.5, 0.0, 0.0]))
-    torch.testing.assert_close(by_site["blocks.1"], torch.full((2, 3), 1 / 3))
-
-
-def test_strength_scales_the_whole_update():
-    model = Toy()
-    experts = three(model)
-    x, context = inputs()
-    expected = with_constant_weights(
-        model, experts, dict.fromkeys(["ann", "bob", "cyd"], 0.25), x, context
-    )
-    mixture = mix(model, experts, gate=Sum(), site="matrix")
-    for strength in (0.25, torch.tensor(0.25)):
-        with mixture.scaled(strength):
-            torch.testing.assert_close(model(x, context), expected)
-
-
-def test_rows_take_the_result_of_the_row_they_are_told_of():
-    model = Toy()
-    mixture = mix(model, three(model), gate=MoLE(), blocks=BLOCKS)
-    randomise(mixture)
-    x, context = inputs(rows=4)
-    with mixture.record() as own, torch.no_grad():
-        model(x, context)
-    with (
-        mixture.condition(source=torch.tensor([2, 3, 2, 3])),
-        mixture.record() as shared,
-        torch.no_grad(),
-    ):
-        model(x, context)
-    first_own, first_shared = own[0].output.weights, shared[0].output.weights
-    torch.testing.assert_close(first_shared, first_own[[2, 3, 2, 3]])
-
-
-def test_held_results_serve_later_forwards_and_spread_over_beams():
-    model = Toy()
-    mixture = mix(model, three(model), gate=MoLE(), blocks=BLOCKS)
-    randomise(mixture)
-    x, context = inputs(rows=2)
-    later = inputs(rows=4, positions=1, seed=5)
-    pool = torch.tensor([[True, True, False, False], [True, True, True, False]])
-    with mixture.condition(pool=pool, hold=True), mixture.record() as records:
-        model(x.repeat_interleave(2, 0), context.repeat_interleave(2, 0))
-        model(*later)
-    first, second = records[0].output.weights, records[2].output.weights
-    assert torch.equal(first, second)
-    assert torch.equal(first[0], first[1])
-    h = torch.nn.functional.normalize(model.inlet(x), dim=-1)
-    expected = mixture.gate("blocks.0").score(torch.stack([h[0, :2].mean(0), h[1, :3].mean(0)]), ())
-    torch.testing.assert_close(records[0].output.logits[[0, 2]], expected)
-
-
-def test_contexts_end_with_their_block_even_on_an_error():
-    model = Toy()
-    mixture = mix(model, three(model), gate=MoLE(), blocks=BLOCKS)
-    expected = model(*inputs())
-    with pytest.raises(KeyError), mixture.masked(["ann"]), mixture.scaled(3.0):
-        raise KeyError
-    assert torch.equal(model(*inputs()), expected)
-    with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
-        model(torch.zeros(1, 4, 2), torch.zeros(1, 2, 5))
-    assert torch.equal(model(*inputs()), expected)
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        (lambda e: [], "at least one expert"),
-        (lambda e: [e[0], e[0]], "share the names ann"),
-        (
-            lambda e: [Expert("eve", {"nowhere.q": e[0].layers["blocks.0.attention.q"]})],
-            "'eve' from memory matches no layer",
-        ),
-        (
-            lambda e: [
-                Expert("eve", {**e[0].layers, "nowhere.q": e[0].layers["blocks.0.attention.q"]})
-            ],
-            "1 layers that this model lacks: nowhere.q",
-        ),
-        (
-            lambda e: [Expert("eve", {"blocks.0.ff.0": e[0].layers["blocks.0.attention.q"]})],
-            r"expected \(12, 6\)",
-        ),
-    ],
-)
-def test_experts_that_do_not_fit_are_named_and_change_nothing(change, message):
-    model = Toy()
-    before = str(model)
-    with pytest.raises(ValueError, match=message):
-        mix(model, change(three(model)), gate=MoLE(), blocks=BLOCKS)
-    assert str(model) == before
-    assert all(parameter.requires_grad for parameter in model.parameters())
-
-
-def test_factors_with_nan_are_refused():
-    with pytest.raises(ValueError, match="factor b of q holds NaN"):
-        Expert("eve", {"q": Factors(torch.ones(1, 2), torch.tensor([[float("nan")]]), 1.0)})
-
-
-def test_mistakes_in_the_use_of_a_handle_are_sentences():
-    model = Toy()
-    mixture = mix(model, three(model), gate=MoLE(), blocks=BLOCKS)
-    with pytest.raises(RuntimeError, match="mixed already"):
-        mix(model, three(Toy()), gate=MoLE(), blocks=BLOCKS)
-    with pytest.raises(ValueError, match="unknown expert 'zoe': the mixture has ann, bob, cyd"):
-        mixture.masked(["zoe"])
-    with pytest.raises(ValueError, match="no expert is left"):
-        mixture.masked(["ann", "bob", "cyd"])
-    with pytest.raises(ValueError, match="expected 3 at the end"):
-        mixture.pinned(torch.ones(2))
-    with pytest.raises(ValueError, match="these gates read their input"):
-        mixture.bake()
-    with pytest.raises(RuntimeError, match="ran outside of a forward of the mixed model"):
-        model.blocks[0](torch.zeros(1, 4, 6), torch.zeros(1, 2, 5))
-    with pytest.raises(
-        ValueError, match="weights are given for ann; the experts are ann, bob, cyd"
-    ):
-        mix(Toy(), three(Toy()), gate=Constants(weights={"ann": 1.0}), site="matrix")
-    mixture.unmix()
-    with pytest.raises(RuntimeError, match="was unmixed"):
-        mixture.unmix()
-
-
-def test_responses_need_a_layer_that_reads_the_site():
-    model = Toy()
-    before = str(model)
-    lone = expert("eve", model, ["blocks.0.ff.2"], [2])
-    with pytest.raises(ValueError, match="no response to read; use Hidden"):
-        mix(model, [lone], gate=MoLE(score=Responses()), blocks=BLOCKS)
-    assert str(model) == before
-
-
-def test_weights_by_position_cannot_reach_another_sequence():
-    model = Toy()
-    mix(model, three(model), gate=MoLE(over="position"), blocks=BLOCKS)
-    with pytest.raises(
-        ValueError, match=r"attention.k: its gate's weights vary over rows and positions"
-    ):
-        model(*inputs())
-
-
 @pytest.mark.parametrize("score", [Hidden(), Responses()])
 def test_scores_are_fp32_under_autocast(score):
     model = Toy()
@@ -438,89 +248,6 @@ def test_scales_and_constants_stay_exact_when_a_model_is_cast():
     assert mixture.gate("blocks.0.ff.0").values.tolist() == torch.full((3,), 1 / 3).tolist()
 
 
-def test_contexts_combine():
-    model = Toy()
-    mixture = mix(model, three(model), gate=Sum(), site="network", blocks=BLOCKS)
-    with (
-        mixture.record() as outer,
-        mixture.masked("ann"),
-        mixture.masked("bob"),
-        mixture.record() as inner,
-    ):
-        model(*inputs())
-    assert inner[0].output.weights.tolist() == [0.0, 0.0, 1.0]
-    assert len(outer) == len(inner) == 1
-    expected = with_constant_weights_of(mixture, model, 0.25)
-    with mixture.scaled(0.5), mixture.scaled(0.5):
-        torch.testing.assert_close(model(*inputs()), expected)
-    with mixture.masked(["ann", "bob"]), pytest.raises(ValueError, match="no expert is left"):
-        mixture.masked(["cyd"])
-
-
-def with_constant_weights_of(mixture, model, weight):
-    with mixture.pinned([weight] * 3):
-        return model(*inputs())
-
-
-def test_a_pin_is_not_held_beyond_its_context():
-    model = Toy()
-    mixture = mix(model, three(model), gate=MoLE(), blocks=BLOCKS)
-    with mixture.condition(hold=True), mixture.record() as records:
-        with mixture.pinned({"ann": 5.0}):
-            model(*inputs())
-        model(*inputs())
-    torch.testing.assert_close(records[-1].output.weights, torch.full((3, 3), 1 / 3))
-
-
-def test_a_copy_made_inside_a_context_is_free_of_it():
-    model = Toy()
-    mixture = mix(model, three(model), gate=MoLE(), blocks=BLOCKS)
-    expected = model(*inputs())
-    with mixture.disabled(), mixture.record():
-        twin = copy.deepcopy(model)
-    assert torch.equal(twin(*inputs()), expected)
-
-
-def test_a_baked_mixture_says_that_it_hears_no_more():
-    model = Toy()
-    mixture = mix(model, three(model), gate=Sum(), site="matrix")
-    mixture.bake()
-    for context in (mixture.disabled, lambda: mixture.masked(["ann"]), mixture.record):
-        with (
-            pytest.raises(RuntimeError, match=r"baked into the base: call unmix\(\) first"),
-            context(),
-        ):
-            pass
-    with pytest.raises(RuntimeError, match="baked already"):
-        mixture.bake()
-
-
-def test_a_weight_shared_with_another_module_is_not_baked():
-    class Tied(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.embedding = nn.Embedding(7, 4)
-            self.head = nn.Linear(4, 7, bias=False)
-            self.head.weight = self.embedding.weight
-
-        def forward(self, ids):
-            return self.head(self.embedding(ids))
-
-    model = Tied()
-    mixture = mix(model, [expert("eve", model, ["head"], [2])], gate=Sum(), site="matrix")
-    before = model.embedding.weight.clone()
-    with pytest.raises(ValueError, match=r"shares its weight .*embedding.weight"):
-        mixture.bake()
-    assert torch.equal(model.embedding.weight, before)
-
-
-def test_layers_that_are_read_past_their_forward_take_no_expert():
-    model = nn.ModuleDict({"attention": nn.MultiheadAttention(4, 2)})
-    factors = Factors(torch.ones(1, 4), torch.ones(4, 1), 1.0)
-    with pytest.raises(ValueError, match="matches no layer"):
-        mix(model, [Expert("eve", {"attention.out_proj": factors})], gate=Sum(), site="matrix")
-
-
 def test_any_model_can_be_a_root_and_any_name_a_site():
     class Values(nn.Sequential):
         def __init__(self):
@@ -550,16 +277,3 @@ def test_padding_of_any_value_reaches_neither_pool_nor_gradient():
     assert torch.isfinite(grad).all()
     with pytest.raises(ValueError, match="got \\(2, 4, 4, 6\\)"):
         mixture.gate("blocks.0")(GateInput(torch.zeros(2, 4, 4, 6)), ())
-
-
-def test_methods_that_read_weights_past_the_forward_are_refused_until_unmixed():
-    class Fusing(Toy):
-        def fuse_qkv_projections(self):
-            return "fused"
-
-    model = Fusing()
-    mixture = mix(model, three(model), gate=MoLE(), blocks=BLOCKS)
-    with pytest.raises(RuntimeError, match=r"fuse_qkv_projections\(\) on a mixed model"):
-        model.fuse_qkv_projections()
-    mixture.unmix()
-    assert model.fuse_qkv_projections() == "fused"

@@ -22,7 +22,8 @@ def test_a_late_network_gate_reads_the_later_block_and_the_earlier_ones_are_cons
         found = model(*inputs())
     weights = {record.site: record.output.weights for record in records}
     gate = mixture.gate("network")
-    features = normalize(normalize(seen[0], dim=-1).mean(1), dim=-1) * seen[0].shape[-1] ** 0.5
+    pooled = normalize(normalize(seen[0], dim=-1).mean(1), dim=-1) * 6**0.5
+    features = normalize(pooled - gate.score.centre, dim=-1) * 6**0.5
     by_hand = gate.normaliser(features @ gate.score.weight.T + gate.score.bias)
     torch.testing.assert_close(weights["network"], by_hand)
     below_gate = mixture.gate("below")

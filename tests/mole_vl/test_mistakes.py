@@ -1,0 +1,150 @@
+"""Mistakes in the use of a mixture are sentences, and change nothing."""
+
+import pytest
+import torch
+from torch import nn
+
+from mole_vl import Expert, Factors, mix
+from mole_vl.gates import (
+    Constants,
+    MoLE,
+    Responses,
+    Sum,
+)
+from tests.toys import (
+    BLOCKS,
+    Toy,
+    expert,
+    inputs,
+    three,
+)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda e: [], "at least one expert"),
+        (lambda e: [e[0], e[0]], "share the names ann"),
+        (
+            lambda e: [Expert("eve", {"nowhere.q": e[0].layers["blocks.0.attention.q"]})],
+            "'eve' from memory matches no layer",
+        ),
+        (
+            lambda e: [
+                Expert("eve", {**e[0].layers, "nowhere.q": e[0].layers["blocks.0.attention.q"]})
+            ],
+            "1 layers that this model lacks: nowhere.q",
+        ),
+        (
+            lambda e: [Expert("eve", {"blocks.0.ff.0": e[0].layers["blocks.0.attention.q"]})],
+            r"expected \(12, 6\)",
+        ),
+    ],
+)
+def test_experts_that_do_not_fit_are_named_and_change_nothing(change, message):
+    model = Toy()
+    before = str(model)
+    with pytest.raises(ValueError, match=message):
+        mix(model, change(three(model)), gate=MoLE(), blocks=BLOCKS)
+    assert str(model) == before
+    assert all(parameter.requires_grad for parameter in model.parameters())
+
+
+def test_factors_with_nan_are_refused():
+    with pytest.raises(ValueError, match="factor b of q holds NaN"):
+        Expert("eve", {"q": Factors(torch.ones(1, 2), torch.tensor([[float("nan")]]), 1.0)})
+
+
+def test_mistakes_in_the_use_of_a_handle_are_sentences():
+    model = Toy()
+    mixture = mix(model, three(model), gate=MoLE(), blocks=BLOCKS)
+    with pytest.raises(RuntimeError, match="mixed already"):
+        mix(model, three(Toy()), gate=MoLE(), blocks=BLOCKS)
+    with pytest.raises(ValueError, match="unknown expert 'zoe': the mixture has ann, bob, cyd"):
+        mixture.masked(["zoe"])
+    with pytest.raises(ValueError, match="no expert is left"):
+        mixture.masked(["ann", "bob", "cyd"])
+    with pytest.raises(ValueError, match="expected 3 at the end"):
+        mixture.pinned(torch.ones(2))
+    with pytest.raises(ValueError, match="these gates read their input"):
+        mixture.bake()
+    with pytest.raises(RuntimeError, match="ran outside of a forward of the mixed model"):
+        model.blocks[0](torch.zeros(1, 4, 6), torch.zeros(1, 2, 5))
+    with pytest.raises(
+        ValueError, match="weights are given for ann; the experts are ann, bob, cyd"
+    ):
+        mix(Toy(), three(Toy()), gate=Constants(weights={"ann": 1.0}), site="matrix")
+    mixture.unmix()
+    with pytest.raises(RuntimeError, match="was unmixed"):
+        mixture.unmix()
+
+
+def test_responses_need_a_layer_that_reads_the_site():
+    model = Toy()
+    before = str(model)
+    lone = expert("eve", model, ["blocks.0.ff.2"], [2])
+    with pytest.raises(ValueError, match="no response to read; use Hidden"):
+        mix(model, [lone], gate=MoLE(score=Responses()), blocks=BLOCKS)
+    assert str(model) == before
+
+
+def test_weights_by_position_cannot_reach_another_sequence():
+    model = Toy()
+    mix(model, three(model), gate=MoLE(over="position"), blocks=BLOCKS)
+    with pytest.raises(
+        ValueError, match=r"attention.k: its gate's weights vary over rows and positions"
+    ):
+        model(*inputs())
+
+
+def test_a_baked_mixture_says_that_it_hears_no_more():
+    model = Toy()
+    mixture = mix(model, three(model), gate=Sum(), site="matrix")
+    mixture.bake()
+    for context in (mixture.disabled, lambda: mixture.masked(["ann"]), mixture.record):
+        with (
+            pytest.raises(RuntimeError, match=r"baked into the base: call unmix\(\) first"),
+            context(),
+        ):
+            pass
+    with pytest.raises(RuntimeError, match="baked already"):
+        mixture.bake()
+
+
+def test_a_weight_shared_with_another_module_is_not_baked():
+    class Tied(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.embedding = nn.Embedding(7, 4)
+            self.head = nn.Linear(4, 7, bias=False)
+            self.head.weight = self.embedding.weight
+
+        def forward(self, ids):
+            return self.head(self.embedding(ids))
+
+    model = Tied()
+    mixture = mix(model, [expert("eve", model, ["head"], [2])], gate=Sum(), site="matrix")
+    before = model.embedding.weight.clone()
+    with pytest.raises(ValueError, match=r"shares its weight .*embedding.weight"):
+        mixture.bake()
+    assert torch.equal(model.embedding.weight, before)
+
+
+def test_layers_that_are_read_past_their_forward_take_no_expert():
+    model = nn.ModuleDict({"attention": nn.MultiheadAttention(4, 2)})
+    factors = Factors(torch.ones(1, 4), torch.ones(4, 1), 1.0)
+    with pytest.raises(ValueError, match="matches no layer"):
+        mix(model, [Expert("eve", {"attention.out_proj": factors})], gate=Sum(), site="matrix")
+
+
+def test_methods_that_read_weights_past_the_forward_are_refused_until_unmixed():
+    class Fusing(Toy):
+        def fuse_qkv_projections(self):
+            return "fused"
+
+    model = Fusing()
+    mixture = mix(model, three(model), gate=MoLE(), blocks=BLOCKS)
+    with pytest.raises(RuntimeError, match=r"fuse_qkv_projections\(\) on a mixed model"):
+        model.fuse_qkv_projections()
+    mixture.unmix()
+    assert model.fuse_qkv_projections() == "fused"
