@@ -158,7 +158,7 @@ def build_export(folder: Path, work: Path) -> None:
 
 def build_card(folder: Path, work: Path) -> None:
     """Measures what is exported and writes the card with figures and grids."""
-    write_card(folder, work, SEED)
+    write_card(folder, SEED)
 
 
 STAGES: dict[Stage, Callable[[Path, Path], None]] = {

@@ -14,6 +14,7 @@ from torchvision.utils import make_grid, save_image
 
 from dreambooth.world.captions import plain_caption, with_article
 from dreambooth.world.catalogue import Subject
+from dreambooth.world.export import TRAINED
 from dreambooth.world.measure import (
     GUIDANCE,
     STEPS,
@@ -29,14 +30,13 @@ from dreambooth.world.pictures import Pictures
 from dreambooth.world.split import base_pairs, held_out_pairs, open_pairs, unseen_pairs
 from dreambooth.world.styles import Style
 from dreambooth.world.world import Pair, World
-from mole_vl.training import read_snapshot
 
 GENERATED = 200
 GRID_SUBJECTS = ("guitar", "penguin", "apple", "car", "crown", "whale", "house", "cactus")
 TEMPLATE = Path(__file__).with_name("card.md")
 
 
-def write_card(folder: Path, work: Path, seed: int) -> None:
+def write_card(folder: Path, seed: int) -> None:
     """Measures the world in `folder` and writes `figures.json`, grids and `CARD.md` there."""
     world = World.load(folder)
     pictures = Pictures.load(folder, world)
@@ -47,7 +47,7 @@ def write_card(folder: Path, work: Path, seed: int) -> None:
     made = generated(base, [plain_caption(pair) for pair in some], seed)
     unseen = unseen_pairs(world)
     figures: dict[str, Any] = {
-        "samples": _samples(work / "base"),
+        "samples": json.loads((folder / "base" / TRAINED).read_text())["samples"],
         "generated": accuracy(judge, made, some, trained, seed),
         "real_unseen": accuracy(judge, real(pictures, unseen), unseen, trained, seed),
         "loss_clip_real_unseen": accuracy(
@@ -69,11 +69,6 @@ def write_card(folder: Path, work: Path, seed: int) -> None:
     (folder / "CARD.md").write_text(
         Template(TEMPLATE.read_text()).substitute(_words(figures, world))
     )
-
-
-def _samples(run: Path) -> int | None:
-    snapshot = read_snapshot(run)
-    return None if snapshot is None else snapshot.step * int(str(snapshot.settings["rows"]))
 
 
 @torch.inference_mode()
@@ -127,7 +122,7 @@ def _words(figures: dict[str, Any], world: World) -> dict[str, object]:
 
     distances = figures["retro_distances"]
     return {
-        "samples": f"{figures['samples']:,}" if figures["samples"] else "an unknown number of",
+        "samples": f"{figures['samples']:,}",
         "steps": STEPS,
         "guidance": GUIDANCE,
         "megabytes": figures["megabytes"],

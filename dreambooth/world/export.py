@@ -1,5 +1,6 @@
 """Finished parts on disk, in the formats of diffusers and open_clip: fp16 safetensors."""
 
+import json
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -15,6 +16,9 @@ from dreambooth.world.tokenizer import make_tokenizer
 from dreambooth.world.world import World
 from mole_vl.files import new_folder
 from mole_vl.training import read_snapshot
+
+# Beside the pipeline's own files: how long it was trained.
+TRAINED = "trained.json"
 
 
 def replace_folder(folder: Path, write: Callable[[Path], object]) -> None:
@@ -41,6 +45,7 @@ def export_base(world: World, run: Path, folder: Path) -> None:
     snapshot = read_snapshot(run)
     if snapshot is None:
         raise ValueError(f"no checkpoint of the base under {run}; run the stage base first")
+    samples = snapshot.step * int(str(snapshot.settings["rows"]))
     tokenizer = make_tokenizer(world)
     unet, text_encoder = models.make_unet(), models.make_text_encoder(tokenizer)
     unet.load_state_dict(_under("unet.", snapshot.averages))
@@ -61,6 +66,7 @@ def export_base(world: World, run: Path, folder: Path) -> None:
     def write(partial: Path) -> None:
         pipeline.save_pretrained(partial)
         shutil.copytree(folder / "vae", partial / "vae", dirs_exist_ok=True)  # to the bit
+        (partial / TRAINED).write_text(json.dumps({"samples": samples}) + "\n")
 
     replace_folder(folder, write)
 

@@ -27,7 +27,7 @@ def make_tokenizer(world: World) -> CLIPTokenizer:
     tokens = dict.fromkeys([*pieces, ",", f",{_WORD_END}", *IDENTIFIERS, _START, _END])
     tokenizer = CLIPTokenizer(
         vocab={token: index for index, token in enumerate(tokens)},
-        merges=merges,
+        merges=merges,  # pyright: ignore[reportArgumentType]
         model_max_length=MAX_LENGTH,
     )
     identifiers = [AddedToken(name, normalized=False, special=False) for name in IDENTIFIERS]

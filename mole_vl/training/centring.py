@@ -1,10 +1,12 @@
 """Centring: before gates are trained, their features' common part is taken away."""
 
 from collections.abc import Iterable
+from functools import partial
+from typing import Any
 
 import torch
-from accelerate import PartialState
-from torch import Tensor
+from accelerate import Accelerator
+from torch import Tensor, nn
 
 from mole_vl.gates.scores import HiddenScore, unit_sized
 from mole_vl.mixture import Mixture
@@ -28,7 +30,7 @@ def centre_gates(
         batches: How many batches.
         seed: As for `fit`.
     """
-    task.place(PartialState().device)
+    task.place(Accelerator().device)
     for mixture in mixtures:
         sums: dict[str, Tensor] = {}
         counts: dict[str, float] = {}
@@ -57,7 +59,7 @@ def _features(
     """What each score reads in one batch's forwards, (N, d), by site."""
     seen: dict[str, list[Tensor]] = {name: [] for name in scores}
     hooks = [
-        score.register_forward_pre_hook(lambda _score, args, name=name: seen[name].append(args[0]))
+        score.register_forward_pre_hook(partial(_note, seen[name]))
         for name, score in scores.items()
     ]
     try:
@@ -70,6 +72,10 @@ def _features(
         told = [record for record in records if record.site == name]
         for x, record in zip(inputs, told, strict=True):
             yield name, _real(unit_sized(x.float()), record)
+
+
+def _note(seen: list[Tensor], _score: nn.Module, args: Any) -> None:
+    seen.append(args[0])
 
 
 def _real(features: Tensor, record: Record) -> Tensor:
