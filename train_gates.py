@@ -10,11 +10,11 @@ from accelerate import PartialState
 from jsonargparse import auto_cli
 
 from mole_vl import save_gates
-from mole_vl.domain import Domain
+from mole_vl.domain import Domain, prepare
 from mole_vl.gates import GateSpec, MoLE
 from mole_vl.sites import SiteKind
 from mole_vl.specs import to_data
-from mole_vl.training import FitConfig, centre_gates, fit as run
+from mole_vl.training import FitConfig, fit as run
 
 
 def train_gates(
@@ -40,7 +40,9 @@ def train_gates(
             training; 0 for none.
         report: Whether the arms are judged on held-out examples at the end.
     """
-    mixtures = domain.mix(gate, site, after)
+    mixtures, task = prepare(
+        domain, gate, fit, site=site, after=after, balance=balance, centring=centring
+    )
     settings = {
         "gate": to_data(gate),
         "site": site,
@@ -49,8 +51,6 @@ def train_gates(
         "centring": centring,
         "experts": {part: [*m.names, *m.digests] for part, m in mixtures.items()},
     }
-    task = domain.task(balance)
-    centre_gates(mixtures.values(), task, rows=fit.rows, batches=centring, seed=fit.seed)
     result = run(task, fit, settings)
     main = PartialState().is_main_process
     if main:

@@ -15,7 +15,6 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from jsonargparse import auto_parser
 
 from dreambooth.clip import Clip
 from dreambooth.data import load_picture
@@ -23,20 +22,14 @@ from dreambooth.grid import save_grid
 from dreambooth.subject_style import SubjectStyle
 from dreambooth.world.candidates import write_candidates
 from dreambooth.world.compositions import Composition, compositions
-from mole_vl.specs import to_data
-from mole_vl.training import centre_gates, fit
+from mole_vl.domain import prepare
+from mole_vl.training import fit
+from presets import described, load, plan
 from results import FOLDER, ROOT, measured, write_results
-from train_gates import train_gates
 
 CONFIG = ROOT / "configs/emoji_subject_style.yaml"
 WORLD = ROOT / "worlds/emoji"
 PICTURES = ROOT / "out/world"
-
-
-def load() -> Any:
-    """The preset."""
-    parser = auto_parser(train_gates, as_positional=False)
-    return parser.instantiate(parser.parse_args(["--config", str(CONFIG)]))
 
 
 def domain_of(preset: Any, pair: Composition, drawn: int) -> SubjectStyle:
@@ -60,7 +53,7 @@ def main() -> None:
     quick = options.parse_args().quick
     seeds = [0] if quick else [0, 1, 2]
     write_candidates(WORLD, PICTURES)
-    preset = load()
+    preset = load(CONFIG)
     steps = 5 if quick else preset.fit.steps
     scores: dict[tuple[str, str], list[float]] = defaultdict(list)
     seconds = []
@@ -69,12 +62,8 @@ def main() -> None:
         for seed in seeds:
             output = ROOT / f"out/benchmarks/emoji_pairs/{steps}/{pair.name}-{seed}"
             domain = domain_of(preset, pair, drawn=8)
-            mixtures = domain.mix(preset.gate, preset.site, preset.after)
             config = replace(preset.fit, steps=steps, seed=seed, output=output)
-            task = domain.task(preset.balance)
-            centre_gates(
-                mixtures.values(), task, rows=config.rows, batches=preset.centring, seed=seed
-            )
+            _, task = prepare(domain, preset.gate, config, **plan(preset))
             seconds.append(fit(task, config).seconds)
             drawings = domain.drawings(seed)
             for mark, clip in (("", Clip(domain.judge_name)), (", trained on", domain.clip)):
@@ -96,16 +85,9 @@ def main() -> None:
             ]
             rows.append(measured(measure, f"gates - {arm}", differences))
     rows.append(measured("seconds of training", "gates", seconds))
-    settings = {
-        "config": CONFIG.name,
-        "gate": to_data(preset.gate),
-        "site": preset.site,
-        "balance": preset.balance,
-        "centring": preset.centring,
-        "loss": vars(preset.domain.loss),
+    settings = described(CONFIG) | {
         "steps": steps,
-        "rows a step": preset.fit.rows,
-        "lr": preset.fit.lr,
+        "loss": vars(preset.domain.loss),
         "pictures a unit": 8,
         "quick": quick,
     }

@@ -7,73 +7,52 @@ all of `mixed_dev`; the unit is the row, differences are paired. The test rows a
 """
 
 import argparse
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
-from text_mixed import CONFIG, load
 
-from mole_vl.gates import MoLE, Responses
+from mole_vl.domain import prepare
+from mole_vl.gates import Responses
 from mole_vl.specs import to_data
-from mole_vl.training import centre_gates, fit
+from mole_vl.training import fit
 from nlp.mixed_text import ORACLE
+from presets import described, load, plan
 from results import FOLDER, ROOT, measured, write_results
+from text_mixed import CONFIG
 
 DEV = ROOT / "worlds/text/data/mixed_dev.jsonl"
 
 
-@dataclass(frozen=True)
-class Variant:
-    """What one variant changes of the preset's gate, placement and training."""
-
-    gate: Mapping[str, Any]
-    place: Mapping[str, Any]
-    fit: Mapping[str, Any]
-    centring: int | None
-
-
-def variant(
-    *,
-    gate: Mapping[str, Any] | None = None,
-    place: Mapping[str, Any] | None = None,
-    fit: Mapping[str, Any] | None = None,
-    centring: int | None = None,
-) -> Variant:
-    """The preset with some settings changed."""
-    return Variant(gate or {}, place or {}, fit or {}, centring)
-
-
-VARIANTS = {
-    "preset": variant(),
-    "after 0": variant(place={"after": 0}),
-    "after 10": variant(place={"after": 10}),
-    "not centred": variant(centring=0),
-    "not centred, lr 1e-2": variant(centring=0, fit={"lr": 1e-2}),
-    "lr 1e-2": variant(fit={"lr": 1e-2}),
-    "150 steps of 8 rows": variant(fit={"steps": 150, "rows": 8}),
-    "responses": variant(gate={"score": Responses()}),
-    "block": variant(place={"site": "block", "after": 0}),
-    "block, by token": variant(gate={"over": "position"}, place={"site": "block", "after": 0}),
+# What each changes of the preset: of its gate, its loop, or its plan.
+VARIANTS: dict[str, dict[str, Any]] = {
+    "preset": {},
+    "after 0": {"after": 0},
+    "after 10": {"after": 10},
+    "not centred": {"centring": 0},
+    "not centred, lr 1e-2": {"centring": 0, "fit": {"lr": 1e-2}},
+    "lr 1e-2": {"fit": {"lr": 1e-2}},
+    "150 steps of 8 rows": {"fit": {"steps": 150, "rows": 8}},
+    "responses": {"gate": {"score": Responses()}},
+    "block": {"site": "block", "after": 0},
+    "block, lr 1e-2": {"site": "block", "after": 0, "fit": {"lr": 1e-2}},
+    "block, by token": {"site": "block", "after": 0, "gate": {"over": "position"}},
 }
 
 
-def hits_of(name: str, changed: Variant, quick: bool) -> dict[str, np.ndarray]:
+def hits_of(name: str, quick: bool) -> dict[str, np.ndarray]:
     """The development rows' hits by arm."""
-    preset = load()
-    domain = preset.domain
-    domain.test, domain.asked = DEV, 6 if quick else None
-    gate: MoLE = replace(preset.gate, **changed.gate)
-    place = {"site": preset.site, "after": preset.after, **changed.place}
-    mixture = domain.mix(gate, **place)["model"]
+    preset = load(CONFIG)
+    changed = dict(VARIANTS[name])
+    gate = replace(preset.gate, **changed.pop("gate", {}))
     output = ROOT / "out/benchmarks/text_ablation" / ("quick" if quick else "full")
-    config = replace(preset.fit, **changed.fit, output=output / name.replace(" ", "_"))
+    config = replace(preset.fit, **changed.pop("fit", {}), output=output / name.replace(" ", "_"))
     if quick:
         config = replace(config, steps=5)
-    task = domain.task(preset.balance)
-    batches = changed.centring if changed.centring is not None else preset.centring
-    centre_gates([mixture], task, rows=config.rows, batches=batches, seed=config.seed)
-    fit(task, config, {"gate": to_data(gate), **place, "centring": batches})
+    domain, chosen = preset.domain, plan(preset) | changed
+    domain.test, domain.asked = DEV, 6 if quick else None
+    _, task = prepare(domain, gate, config, **chosen)
+    fit(task, config, {"gate": to_data(gate), **chosen})
     arms = ["gates", "NLA", ORACLE] if name == "preset" else ["gates"]
     return {arm: np.array(found, float) for arm, found in domain.hits(arms).items()}
 
@@ -86,7 +65,7 @@ def main() -> None:
     given = options.parse_args()
     found: dict[str, np.ndarray] = {}
     for name in given.only or VARIANTS:
-        hits = hits_of(name, VARIANTS[name], given.quick)
+        hits = hits_of(name, given.quick)
         found |= {name if arm == "gates" else arm: values for arm, values in hits.items()}
         print(f"{name}: { ({arm: round(v.mean(), 3) for arm, v in hits.items()}) }", flush=True)
     if given.only:
@@ -98,9 +77,8 @@ def main() -> None:
         if name != "preset"
     ]
     folder = ROOT / "out/benchmarks" if given.quick else FOLDER
-    settings = {
-        "config": CONFIG.name,
-        "variants": {name: str(changed) for name, changed in VARIANTS.items()},
+    settings = described(CONFIG) | {
+        "variants": {name: to_data(changed) for name, changed in VARIANTS.items()},
         "quick": given.quick,
     }
     write_results("text_ablation", rows, settings=settings, seeds=[0], folder=folder)

@@ -9,31 +9,23 @@ rows. The unit is the row, its hits averaged over seeds first; differences are p
 import argparse
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
-from jsonargparse import auto_parser
 
-from mole_vl.specs import to_data
-from mole_vl.training import centre_gates, fit
+from mole_vl.domain import prepare
+from mole_vl.training import fit
 from nlp.mixed_text import ORACLE
+from presets import described, load, plan
 from results import FOLDER, ROOT, Measurement, measured, write_results
-from train_gates import train_gates
 
 CONFIG = ROOT / "configs/text_mixed.yaml"
 FIXED = ["base", "sum", "NLA", ORACLE]
 
 
-def load() -> Any:
-    """The preset, its domain built anew."""
-    parser = auto_parser(train_gates, as_positional=False)
-    return parser.instantiate(parser.parse_args(["--config", str(CONFIG)]))
-
-
 def hits_of_seed(seed: int, quick: bool) -> tuple[list[str], dict[str, list[bool]], float]:
     """The held-out rows' tasks, their hits under the trained gates, and the seconds of training."""
-    preset = load()
+    preset = load(CONFIG)
     steps = 10 if quick else preset.fit.steps
     output = ROOT / "out/benchmarks/text_mixed" / f"{'quick' if quick else 'full'}-{seed}"
     config = replace(
@@ -41,9 +33,7 @@ def hits_of_seed(seed: int, quick: bool) -> tuple[list[str], dict[str, list[bool
     )
     domain = preset.domain
     domain.asked = 6 if quick else None
-    mixtures = domain.mix(preset.gate, preset.site, preset.after)
-    task = domain.task(preset.balance)
-    centre_gates(mixtures.values(), task, rows=config.rows, batches=preset.centring, seed=seed)
+    _, task = prepare(domain, preset.gate, config, **plan(preset))
     result = fit(task, config)
     hits = domain.hits(["gates"] if seed else [*FIXED, "gates"])
     return [row.row.task for row in domain.test_rows], hits, result.seconds
@@ -94,19 +84,7 @@ def main() -> None:
     rows = measurements(tasks, fixed, np.mean(by_seed, 0))
     rows.append(measured("exact match of a seed", "gates", [hits.mean() for hits in by_seed]))
     rows.append(measured("seconds of training", "gates", seconds))
-    preset = load()
-    settings = {
-        "config": CONFIG.name,
-        "gate": to_data(preset.gate),
-        "site": preset.site,
-        "after": preset.after,
-        "balance": preset.balance,
-        "centring": preset.centring,
-        "steps": preset.fit.steps,
-        "rows a step": preset.fit.rows,
-        "lr": preset.fit.lr,
-        "quick": quick,
-    }
+    settings = described(CONFIG) | {"quick": quick}
     folder = ROOT / "out/benchmarks" if quick else FOLDER
     file = write_results("text_mixed", rows, settings=settings, seeds=seeds, folder=folder)
     plot(rows, file.with_suffix(".png"))

@@ -9,7 +9,7 @@ from torch import nn
 from mole_vl.gates import GateSpec
 from mole_vl.mixture import Mixture
 from mole_vl.sites import SiteKind
-from mole_vl.training import Task
+from mole_vl.training import FitConfig, Task, centre_gates
 
 
 class Domain(ABC):
@@ -32,6 +32,36 @@ class Domain(ABC):
 
         Every process calls it; the main one writes.
         """
+
+
+def prepare(
+    domain: Domain,
+    gate: GateSpec,
+    fit: FitConfig,
+    *,
+    site: SiteKind = "block",
+    after: int = 0,
+    balance: float = 0.0,
+    centring: int = 4,
+) -> tuple[Mapping[str, Mixture], Task]:
+    """Mix a domain's models and centre their gates: all that comes before `fit`.
+
+    Args:
+        domain: What is mixed.
+        gate: What decides the weights.
+        fit: The loop that follows; its rows and seed serve the centring.
+        site: As for `mole_vl.mix`.
+        after: As for `mole_vl.mix`.
+        balance: Factor of the balance loss.
+        centring: Batches that features are centred over; 0 for none.
+
+    Returns:
+        The mixtures by component, and the task that trains their gates.
+    """
+    mixtures = domain.mix(gate, site, after)
+    task = domain.task(balance)
+    centre_gates(mixtures.values(), task, rows=fit.rows, batches=centring, seed=fit.seed)
+    return mixtures, task
 
 
 def gate_parameters(mixtures: Mapping[str, Mixture]) -> dict[str, nn.Parameter]:
