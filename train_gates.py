@@ -13,7 +13,6 @@ from mole_vl import save_gates
 from mole_vl.domain import Domain, prepare
 from mole_vl.gates import GateSpec, MoLE
 from mole_vl.sites import SiteKind
-from mole_vl.specs import to_data
 from mole_vl.training import FitConfig, fit as run
 
 
@@ -40,17 +39,9 @@ def train_gates(
             training; 0 for none.
         report: Whether the arms are judged on held-out examples at the end.
     """
-    mixtures, task = prepare(
+    mixtures, task, settings = prepare(
         domain, gate, fit, site=site, after=after, balance=balance, centring=centring
     )
-    settings = {
-        "gate": to_data(gate),
-        "site": site,
-        "after": after,
-        "balance": balance,
-        "centring": centring,
-        "experts": {part: [*m.names, *m.digests] for part, m in mixtures.items()},
-    }
     result = run(task, fit, settings)
     main = PartialState().is_main_process
     if main:

@@ -63,8 +63,8 @@ def main() -> None:
             output = ROOT / f"out/benchmarks/emoji_pairs/{steps}/{pair.name}-{seed}"
             domain = domain_of(preset, pair, drawn=8)
             config = replace(preset.fit, steps=steps, seed=seed, output=output)
-            _, task = prepare(domain, preset.gate, config, **plan(preset))
-            seconds.append(fit(task, config).seconds)
+            _, task, agreed = prepare(domain, preset.gate, config, **plan(preset))
+            seconds.append(fit(task, config, agreed).seconds)
             drawings = domain.drawings(seed)
             for mark, clip in (("", Clip(domain.judge_name)), (", trained on", domain.clip)):
                 for name, found in domain.scores(clip, drawings).items():

@@ -51,8 +51,8 @@ def hits_of(name: str, quick: bool) -> dict[str, np.ndarray]:
         config = replace(config, steps=5)
     domain, chosen = preset.domain, plan(preset) | changed
     domain.test, domain.asked = DEV, 6 if quick else None
-    _, task = prepare(domain, gate, config, **chosen)
-    fit(task, config, {"gate": to_data(gate), **chosen})
+    _, task, settings = prepare(domain, gate, config, **chosen)
+    fit(task, config, settings)
     arms = ["gates", "NLA", ORACLE] if name == "preset" else ["gates"]
     return {arm: np.array(found, float) for arm, found in domain.hits(arms).items()}
 

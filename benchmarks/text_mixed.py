@@ -33,8 +33,8 @@ def hits_of_seed(seed: int, quick: bool) -> tuple[list[str], dict[str, list[bool
     )
     domain = preset.domain
     domain.asked = 6 if quick else None
-    _, task = prepare(domain, preset.gate, config, **plan(preset))
-    result = fit(task, config)
+    _, task, settings = prepare(domain, preset.gate, config, **plan(preset))
+    result = fit(task, config, settings)
     hits = domain.hits(["gates"] if seed else [*FIXED, "gates"])
     return [row.row.task for row in domain.test_rows], hits, result.seconds
 

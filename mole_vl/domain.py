@@ -9,6 +9,7 @@ from torch import nn
 from mole_vl.gates import GateSpec
 from mole_vl.mixture import Mixture
 from mole_vl.sites import SiteKind
+from mole_vl.specs import to_data
 from mole_vl.training import FitConfig, Task, centre_gates
 
 
@@ -43,7 +44,7 @@ def prepare(
     after: int = 0,
     balance: float = 0.0,
     centring: int = 4,
-) -> tuple[Mapping[str, Mixture], Task]:
+) -> tuple[Mapping[str, Mixture], Task, dict[str, object]]:
     """Mix a domain's models and centre their gates: all that comes before `fit`.
 
     Args:
@@ -56,12 +57,21 @@ def prepare(
         centring: Batches that features are centred over; 0 for none.
 
     Returns:
-        The mixtures by component, and the task that trains their gates.
+        The mixtures by component, the task that trains their gates, and the settings for `fit`
+        that a resumed run must agree on.
     """
     mixtures = domain.mix(gate, site, after)
     task = domain.task(balance)
     centre_gates(mixtures.values(), task, rows=fit.rows, batches=centring, seed=fit.seed)
-    return mixtures, task
+    settings: dict[str, object] = {
+        "gate": to_data(gate),
+        "site": site,
+        "after": after,
+        "balance": balance,
+        "centring": centring,
+        "experts": {part: [*m.names, *m.digests] for part, m in mixtures.items()},
+    }
+    return mixtures, task, settings
 
 
 def gate_parameters(mixtures: Mapping[str, Mixture]) -> dict[str, nn.Parameter]:
