@@ -32,8 +32,9 @@ def train_gates(
         domain: What is mixed, and for what: nlp.MixedText or dreambooth.SubjectStyle.
         fit: The training loop.
         gate: What decides the weights.
-        site: Which layers share one gate: matrix, layer, block or network.
-        after: With site network, how many blocks run before the gate reads (see `mole_vl.mix`).
+        site: Which layers share one gate: matrix, layer, block, network or preview.
+        after: With site network or preview, how many blocks run before the gate reads (see
+            `mole_vl.mix`).
         balance: Factor of the balance loss.
         centring: Batches that the features of gates on hidden states are centred over before the
             training; 0 for none.

@@ -27,15 +27,18 @@ DEV = ROOT / "worlds/text/data/mixed_dev.jsonl"
 # What each changes of the preset: of its gate, its loop, or its plan.
 VARIANTS: dict[str, dict[str, Any]] = {
     "preset": {},
-    "after 0": {"after": 0},
+    "after 6": {"after": 6},
     "after 10": {"after": 10},
+    "network, after 0": {"site": "network", "after": 0},
+    "network, after 4": {"site": "network", "after": 4},
+    "network, after 10": {"site": "network", "after": 10},
     "not centred": {"centring": 0},
-    "not centred, lr 1e-2": {"centring": 0, "fit": {"lr": 1e-2}},
+    "lr 3e-3": {"fit": {"lr": 3e-3}},
     "lr 1e-2": {"fit": {"lr": 1e-2}},
     "150 steps of 8 rows": {"fit": {"steps": 150, "rows": 8}},
     "responses": {"gate": {"score": Responses()}},
     "block": {"site": "block", "after": 0},
-    "block, lr 1e-2": {"site": "block", "after": 0, "fit": {"lr": 1e-2}},
+    "block, lr 3e-3": {"site": "block", "after": 0, "fit": {"lr": 3e-3}},
     "block, by token": {"site": "block", "after": 0, "gate": {"over": "position"}},
 }
 

@@ -27,8 +27,9 @@ def mix(
         experts: At least one; ranks, alphas and targets may differ.
         gate: What decides the weights.
         site: Which layers share one gate.
-        after: With site network, how many of the blocks that carry experts run before the gate
-            reads: deeper states tell more, but the blocks before have constant (learned) weights.
+        after: With site network or preview, how many of the blocks that carry experts run before
+            the gate reads: deeper states tell more. With network the blocks before have constant
+            (learned) weights; with preview they run twice (see `Mixture.preview`).
         blocks: Width of each of the model's blocks, by path (`nlp.blocks`, `dreambooth.blocks`).
 
     Returns:

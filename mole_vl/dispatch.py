@@ -6,7 +6,7 @@ forward that they repeat.
 """
 
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from copy import deepcopy
 from dataclasses import replace
@@ -20,7 +20,7 @@ from torch.utils.hooks import RemovableHandle
 from mole_vl.gates import Gate, GateInput, GateOutput
 from mole_vl.layers import MixtureLinear
 from mole_vl.passes import EVERYWHERE, Conditions, Pass, Passes, Record, replaying
-from mole_vl.sites import Site
+from mole_vl.sites import NETWORK, Layout
 
 
 class Lock:
@@ -40,11 +40,19 @@ class Lock:
         return Lock, ()
 
 
+class Seen(Exception):  # noqa: N818 (no error: the way out of a forward)
+    """Ends a preview: the gate's block was reached, with the input `x`."""
+
+    def __init__(self, x: Tensor) -> None:
+        super().__init__("the preview has seen what its gate reads")
+        self.x = x
+
+
 class Dispatch:
     """The traffic between a model's forward, its gates and its mixture layers.
 
     Args:
-        sites: Sites by name.
+        layout: Where gates sit.
         gates: The gate of each site, by the site's name.
         readers: The layers of each site that read the site's own width.
         reads_input: Whether the gates look at their site's input, where it has one to read.
@@ -52,16 +60,21 @@ class Dispatch:
 
     def __init__(
         self,
-        sites: Mapping[str, Site],
+        layout: Layout,
         gates: Mapping[str, Gate],
         readers: Mapping[str, Sequence[MixtureLinear]],
         reads_input: bool,
     ) -> None:
         self.gates = gates
         self.readers = readers
-        self.reading = {n: s.entry for n, s in sites.items() if reads_input and s.entry is not None}
-        self.sites = sites
-        self.site_of = {path: site for site in sites.values() for path in site.matrices}
+        self.sites = {site.name: site for site in layout.sites}
+        self.reading = {
+            name: site.entry
+            for name, site in self.sites.items()
+            if reads_input and site.entry is not None
+        }
+        self.previews = layout.kind == "preview" and bool(self.reading)
+        self.site_of = {path: site for site in layout.sites for path in site.matrices}
         self.conditions = Conditions()
         self.silent = False
         self.passes = Passes()
@@ -106,8 +119,31 @@ class Dispatch:
             finally:
                 self.conditions = before
 
-    def weights_of(self, path: str) -> Tensor | None:
-        """The weights (..., E) that the layer at `path` applies now, strength included."""
+    def preview(self, forward: Callable[[], Any]) -> None:
+        """Find the weights of the forwards to come: `forward` runs the base up to the gate."""
+        told = self.conditions
+        if not self.previews or told.disabled or self._pinned(NETWORK, told) is not None:
+            return
+        if told.held is None:
+            raise RuntimeError(
+                "preview: nothing would keep what the gate finds; enter condition(hold=True) first"
+            )
+        try:
+            with self.told(preview=True), torch.no_grad():
+                forward()
+        except Seen as seen:
+            output = self._computed(NETWORK, seen.x, told)
+        else:
+            raise RuntimeError(f"preview: the forward never ran {self.reading[NETWORK]}")
+        if output.weights.dim() > 2:
+            raise ValueError(
+                "site 'preview' finds weights for rows, and this gate's vary by position: use "
+                "over='row', or another site"
+            )
+        told.held[NETWORK] = output
+
+    def weights_of(self, path: str, rows: int) -> Tensor | None:
+        """The weights (..., E), strength included, that the layer at `path` applies to its rows."""
         name = self.site_of[path].name
         if replaying():
             current = self.passes.of_backward()
@@ -117,7 +153,7 @@ class Dispatch:
             output = current.results.get(name)
         else:
             raise RuntimeError(_outside(f"the mixed layer {path}"))
-        if current.conditions.disabled:
+        if current.conditions.disabled or current.conditions.preview:
             return None
         if output is not None and output.weights.requires_grad and current.grad:
             self._check_gradient(path)
@@ -126,7 +162,11 @@ class Dispatch:
                 f"the mixed layer {path} runs before its gate {name!r}, which reads the input of "
                 f"{self.site_of[path].entry}; use site 'matrix' for layers that run that early"
             )
-        return output.weights * current.conditions.strength
+        weights = output.weights
+        if self.previews and weights.dim() == 2:
+            # The preview ran each row once, however often `generate` multiplies it.
+            weights = spread(weights, rows)
+        return weights * current.conditions.strength
 
     def _check_gradient(self, where: str) -> None:
         if not torch.is_grad_enabled():
@@ -145,9 +185,9 @@ class Dispatch:
             self.lock.release()
         told = replace(self.conditions, disabled=True) if self.silent else self.conditions
         opened = self.passes.open(told)
-        if not told.disabled:
+        if not told.disabled and not told.preview:
             for name in self.sites:
-                if name not in self.reading:
+                if self.previews or name not in self.reading:
                     self._evaluate(name, None, opened)
 
     def _end(self, _model: nn.Module, _args: Any, output: Any) -> None:
@@ -160,9 +200,12 @@ class Dispatch:
         current = self.passes.of_backward() if again else self.passes.current
         if current is None:
             raise RuntimeError(_outside(f"site {name!r}"))
-        if current.conditions.disabled:
+        told = current.conditions
+        if told.disabled or (self.previews and not told.preview):
             return
         x = _input(module, args, kwargs, name)
+        if told.preview:
+            raise Seen(x)
         if again:
             current.replayed[name] = self._result(name, x, current)
         else:
@@ -186,15 +229,27 @@ class Dispatch:
 
     def _result(self, name: str, x: Tensor | None, current: Pass) -> GateOutput:
         told = current.conditions
-        if told.pinned is not None:
-            weights = told.pinned.get(name, told.pinned.get(EVERYWHERE))
-            if weights is not None:
-                return GateOutput(weights, None, weights)
+        weights = self._pinned(name, told)
+        if weights is not None:
+            return GateOutput(weights, None, weights)
         if name in current.held:
             return current.held[name]
+        if self.previews:
+            raise RuntimeError(
+                "the gate of site 'preview' has seen nothing of these rows: enter "
+                "condition(hold=True) and call preview(...) with the model's arguments first, or "
+                "a context that does both, such as nlp.adapter.bound"
+            )
         gate = self.gates[name]
         if current.grad and any(parameter.requires_grad for parameter in gate.parameters()):
             self._check_gradient(f"site {name!r}")
+        return self._computed(name, x, told)
+
+    def _pinned(self, name: str, told: Conditions) -> Tensor | None:
+        return None if told.pinned is None else told.pinned.get(name, told.pinned.get(EVERYWHERE))
+
+    def _computed(self, name: str, x: Tensor | None, told: Conditions) -> GateOutput:
+        gate = self.gates[name]
         # Scores are fp32: their products must not be taken in an autocast's lower precision.
         device = "cpu" if x is None else x.device.type
         with torch.autocast(device, enabled=False):
@@ -203,7 +258,8 @@ class Dispatch:
     def _gated(self, gate: Gate, name: str, x: Tensor | None, told: Conditions) -> GateOutput:
         if x is None:
             return gate(GateInput(None, None, told.kept), self.readers[name])
-        pool = spread(told.real if told.pool is None else told.pool, x.shape[0])
+        pool = told.real if told.pool is None else told.pool
+        pool = None if pool is None else spread(pool, x.shape[0])
         if told.source is None:
             return gate(GateInput(x, pool, told.kept), self.readers[name])
         rows, place = torch.unique(told.source, return_inverse=True)
@@ -231,11 +287,11 @@ def _input(module: nn.Module, args: Any, kwargs: Mapping[str, Any], name: str) -
     )
 
 
-def spread(mask: Tensor | None, rows: int) -> Tensor | None:
-    """A mask for `rows` rows: where each row was multiplied in place (beams), so is its mask."""
-    if mask is None or mask.shape[0] == rows:
-        return mask
-    times, rest = divmod(rows, mask.shape[0])
+def spread(told: Tensor, rows: int) -> Tensor:
+    """What is told of each row, (n, ...), for `rows` rows: multiplied in place, as beams are."""
+    if told.shape[0] == rows:
+        return told
+    times, rest = divmod(rows, told.shape[0])
     if rest:
-        raise ValueError(f"conditions are given for {mask.shape[0]} rows, the model runs {rows}")
-    return mask.repeat_interleave(times, 0)
+        raise ValueError(f"conditions are given for {told.shape[0]} rows, the model runs {rows}")
+    return told.repeat_interleave(times, 0)

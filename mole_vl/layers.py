@@ -11,7 +11,7 @@ from mole_vl.plans import align, dense, expand
 
 # Answers the weights that a layer applies to the forward it is in, (..., E), with the mixture's
 # strength in them; None where the mixture is switched off.
-Route = Callable[[], Tensor | None]
+Route = Callable[[int], Tensor | None]
 
 
 class MixtureLinear(nn.Module):
@@ -25,7 +25,7 @@ class MixtureLinear(nn.Module):
         base: The linear layer, of any kind that shows `weight` (or `in_features`) and maps the
             last axis.
         factors: One per expert in order; None where an expert leaves this layer alone.
-        route: Where the weights come from.
+        route: Gives the weights for a number of rows.
     """
 
     def __init__(
@@ -89,7 +89,7 @@ class MixtureLinear(nn.Module):
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """The base layer's output plus the mixture's update, (..., out_features)."""
         y = self.base(x, *args, **kwargs)
-        weights = self.route()
+        weights = self.route(x.shape[0])
         if weights is None:
             return y
         rank_weights = expand(align(weights, x, self.path), self.segments, self.scales)

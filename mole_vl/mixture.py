@@ -76,7 +76,7 @@ class Mixture(nn.Module):
             gates[site.name] = gate.to(members[0].a.device)
         # A ModuleDict key must hold no dots (a module's path holds no slash), and be no method.
         self.gates = nn.ModuleDict({f"at {name}".replace(".", "/"): g for name, g in gates.items()})
-        self._dispatch = Dispatch(self.sites, gates, readers, spec.reads_input)
+        self._dispatch = Dispatch(layout, gates, readers, spec.reads_input)
         # In a plain dict: the model registers the layers, the handle must not do it again.
         self._layers = layers
         self._wiring: _Wiring | None = None
@@ -94,8 +94,8 @@ class Mixture(nn.Module):
         self._wiring = _Wiring(model, hooks, trainable, {})
         model.add_module(ATTRIBUTE, self)
 
-    def _weights_of(self, path: str) -> Tensor | None:
-        return self._dispatch.weights_of(path)
+    def _weights_of(self, path: str, rows: int) -> Tensor | None:
+        return self._dispatch.weights_of(path, rows)
 
     def _wired(self) -> _Wiring:
         if self._wiring is None:
@@ -168,6 +168,22 @@ class Mixture(nn.Module):
         held = {} if hold else None
         return self._dispatch.told(real=real, pool=pool, source=source, held=held)
 
+    def preview(self, *args: Any, **kwargs: Any) -> None:
+        """With site preview, find the weights that the forwards to come take.
+
+        The base alone runs, without gradient, up to the block whose input the gate reads. Other
+        sites need no preview: nothing runs then.
+
+        Args:
+            args: As for a forward of the model. It must leave no trace, so no cache.
+            kwargs: As for a forward of the model.
+
+        Raises:
+            RuntimeError: Called outside of `condition(hold=True)`, whose forwards take the weights.
+        """
+        model = self.model
+        self._dispatch.preview(lambda: model(*args, **kwargs))
+
     @contextmanager
     def record(self) -> Iterator[list[Record]]:
         """A context that lists each gate's result, once a forward; an outer one lists it too."""
@@ -204,6 +220,11 @@ class Mixture(nn.Module):
         return next(iter(self._layers.values())).a.device
 
     # The model
+
+    @property
+    def model(self) -> nn.Module:
+        """The mixed model."""
+        return self._wired().model
 
     def base_state_dict(self) -> dict[str, Tensor]:
         """The base model's own state under its own keys: what saving the base must write."""

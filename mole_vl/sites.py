@@ -7,8 +7,10 @@
   block's input.
 - network: the whole model; it reads the input of the first block that carries experts, or of a
   later one: then the blocks before it share a gate that reads nothing (X-LoRA in one pass).
+- preview: the whole model; the base alone runs first, up to the block whose input the gate reads,
+  then the whole model with the weights found (X-LoRA's two passes, the first cut short).
 
-A matrix outside every block is its own site, whatever the kind but network.
+A matrix outside every block is its own site, but where one gate serves the whole model.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -19,7 +21,7 @@ from torch import nn
 
 from mole_vl.faults import at_least, one_of, refuse
 
-SiteKind = Literal["matrix", "layer", "block", "network"]
+SiteKind = Literal["matrix", "layer", "block", "network", "preview"]
 NETWORK = "network"
 BELOW = "below"
 
@@ -48,7 +50,7 @@ class Layout:
 
     Args:
         kind: How much shares one gate.
-        after: How many of the blocks that carry experts run before the network's gate reads.
+        after: How many of the blocks that carry experts run before the whole model's gate reads.
         sites: The sites, in the model's order.
     """
 
@@ -72,19 +74,19 @@ def find_sites(
         matrices: in_features of each layer that carries experts, by path.
         blocks: Width of each of the model's blocks, by path, in the order they run; the domain's
             adapter knows them.
-        after: How many of the blocks that carry experts run before the network's gate reads.
+        after: How many of the blocks that carry experts run before the whole model's gate reads.
 
     Raises:
         ValueError: An unknown kind, a block that the model lacks, sites that need blocks where
-            none are given, or `after` that leaves the network's gate no block.
+            none are given, or `after` that leaves the gate no block.
     """
     refuse(
         "site",
         [
             one_of("kind", kind, get_args(SiteKind)),
             at_least("after", after, 0),
-            f"after is {after}, which is for kind 'network' alone, not {kind!r}"
-            if after > 0 and kind != "network"
+            f"after is {after}, which is for the kinds 'network' and 'preview', not {kind!r}"
+            if after > 0 and kind not in ("network", "preview")
             else None,
         ],
     )
@@ -92,8 +94,8 @@ def find_sites(
     strange = [path for path in blocks if path not in known]
     if strange:
         raise ValueError(f"blocks: the model has no module {', '.join(strange[:3])}")
-    if kind == "network":
-        return Layout(kind, after, _network(matrices, blocks, after))
+    if kind in ("network", "preview"):
+        return Layout(kind, after, _whole(kind, matrices, blocks, after))
     if kind in {"layer", "block"} and not any(_block_of(path, blocks) for path in matrices):
         raise ValueError(
             f"site {kind!r}: none of the layers that carry experts lies in a block; hand the "
@@ -122,22 +124,24 @@ def blocks_of(
     }
 
 
-def _network(
-    matrices: Mapping[str, int], blocks: Mapping[str, int], after: int
+def _whole(
+    kind: SiteKind, matrices: Mapping[str, int], blocks: Mapping[str, int], after: int
 ) -> tuple[Site, ...]:
     held = {_block_of(path, blocks) for path in matrices}
     carrying = [block for block in blocks if block in held]
     if not carrying:
         raise ValueError(
-            "site 'network' reads the input of the first block that carries experts, and none "
-            "does: hand the model's blocks to `blocks`, or use site 'matrix'"
+            f"site {kind!r} reads the input of a block that carries experts, and none does: hand "
+            "the model's blocks to `blocks`, or use site 'matrix'"
         )
     if after >= len(carrying):
         raise ValueError(
-            f"after is {after}, but only {len(carrying)} blocks carry experts: the network's gate "
-            f"would have none to set; expected at most {len(carrying) - 1}"
+            f"after is {after}, but only {len(carrying)} blocks carry experts: the gate would "
+            f"have none to read; expected at most {len(carrying) - 1}"
         )
     early, entry = set(carrying[:after]), carrying[after]
+    if kind == "preview":
+        return (Site(NETWORK, entry, blocks[entry], tuple(matrices)),)
     below = tuple(path for path in matrices if _block_of(path, blocks) in early)
     rest = tuple(path for path in matrices if path not in set(below))
     network = Site(NETWORK, entry, blocks[entry], rest)

@@ -2,7 +2,9 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from inspect import signature
 
+from torch import nn
 from transformers import PreTrainedModel
 
 from mole_vl import Mixture
@@ -34,6 +36,7 @@ def bound(mixture: Mixture, *, balance_weight: float = 0.0) -> Around:
     def around(batch: TextBatch) -> Iterator[ExtraTerms]:
         real, prompt = batch["attention_mask"].bool(), batch["prompt_mask"]
         with mixture.condition(real=real, pool=prompt, hold=True), mixture.record() as records:
+            mixture.preview(**_inputs(mixture.model, batch))
 
             def terms() -> dict[str, Term]:
                 if not balance_weight:
@@ -43,3 +46,12 @@ def bound(mixture: Mixture, *, balance_weight: float = 0.0) -> Around:
             yield terms
 
     return around
+
+
+def _inputs(model: nn.Module, batch: TextBatch) -> dict[str, object]:
+    """The arguments of a forward that leaves no trace, left padding or right."""
+    ids, real = batch["input_ids"], batch["attention_mask"]
+    inputs: dict[str, object] = {"input_ids": ids, "attention_mask": real, "use_cache": False}
+    if "position_ids" in signature(model.forward).parameters:
+        inputs["position_ids"] = (real.cumsum(-1) - 1).clamp_min(0)
+    return inputs

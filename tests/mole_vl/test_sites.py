@@ -49,7 +49,7 @@ def test_constant_gates_are_the_same_below():
     [
         ({"site": "network", "after": 2}, "only 2 blocks carry experts"),
         ({"site": "network", "after": -1}, "after is -1"),
-        ({"site": "block", "after": 1}, "for kind 'network' alone, not 'block'"),
+        ({"site": "block", "after": 1}, "for the kinds 'network' and 'preview', not 'block'"),
         ({"site": "netwrok"}, "kind is 'netwrok'"),
     ],
 )

@@ -14,6 +14,9 @@ from nlp.task import LanguageTask, answer_losses
 from tests.toys import SITES, randomise
 
 SCORES = [Hidden(), Responses()]
+PREVIEW = {"site": "preview", "after": 1}
+# A preview finds weights for rows alone.
+PLACED = [(site, over) for site in SITES for over in ("row", "position")] + [(PREVIEW, "row")]
 
 
 def mixed(site=SITES[2], score=None, over="row"):
@@ -64,7 +67,7 @@ def test_weights_by_token_never_look_ahead(site, score):
     assert not torch.allclose(after[:, 6:], before[:, 6:], atol=1e-2)
 
 
-@pytest.mark.parametrize("site", SITES, ids=str)
+@pytest.mark.parametrize("site", [*SITES, PREVIEW], ids=str)
 @pytest.mark.parametrize("score", SCORES)
 def test_a_prompt_gate_never_reads_the_answer(site, score):
     model, mixture = mixed(site, score)
@@ -82,8 +85,7 @@ def test_a_prompt_gate_never_reads_the_answer(site, score):
     assert not torch.allclose(weights[0], weights[2], atol=0, rtol=1e-2)
 
 
-@pytest.mark.parametrize("site", SITES, ids=str)
-@pytest.mark.parametrize("over", ["row", "position"])
+@pytest.mark.parametrize(("site", "over"), PLACED, ids=str)
 def test_a_batch_equals_its_rows_one_by_one_on_either_side_of_padding(site, over):
     model, mixture = mixed(site, over=over)
     rows = [row(sample(i, 3 + 2 * i), [*sample(9 + i, 1 + i), 2]) for i in range(3)]
@@ -113,8 +115,7 @@ def test_a_batch_equals_its_rows_one_by_one_on_either_side_of_padding(site, over
             torch.testing.assert_close(nll[labels.flatten() >= 0], expected[mask])
 
 
-@pytest.mark.parametrize("site", SITES, ids=str)
-@pytest.mark.parametrize("over", ["row", "position"])
+@pytest.mark.parametrize(("site", "over"), PLACED, ids=str)
 @pytest.mark.parametrize("beams", [1, 3])
 def test_generation_cached_equals_uncached_and_batched_equals_single(site, over, beams):
     model, mixture = mixed(site, over=over)

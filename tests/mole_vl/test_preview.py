@@ -1,0 +1,150 @@
+"""Gates that find their weights in a preview: the base alone, up to the block that they read."""
+
+import copy
+
+import pytest
+import torch
+from torch.nn.functional import normalize
+
+from mole_vl import mix, mix_from, save_gates
+from mole_vl.gates import Average, MoLE
+from tests.toys import BLOCKS, Toy, inputs, randomise, three
+
+
+def previewed(after=1, over="row"):
+    model = Toy()
+    gate = MoLE(over=over)
+    mixture = mix(model, three(model), gate=gate, site="preview", after=after, blocks=BLOCKS)
+    randomise(mixture)
+    return model, mixture
+
+
+def by_hand(mixture, x, pool=None):
+    """The weights that the gate finds in (rows, positions, 6)."""
+    units = normalize(x, dim=-1)
+    share = torch.ones(x.shape[:2]) if pool is None else pool.float()
+    mean = (units * share[..., None]).sum(1) / share.sum(1, keepdim=True)
+    gate = mixture.gate("network")
+    features = normalize(normalize(mean, dim=-1) * 6**0.5 - gate.score.centre, dim=-1) * 6**0.5
+    return gate.normaliser(features @ gate.score.weight.T + gate.score.bias)
+
+
+def seen_by_base(model, block):
+    seen = []
+    hook = model.blocks[block].register_forward_pre_hook(lambda _module, args: seen.append(args[0]))
+    with model.mixture.disabled():
+        model(*inputs())
+    hook.remove()
+    return seen[0]
+
+
+@pytest.mark.parametrize("after", [0, 1])
+def test_all_blocks_take_the_weights_that_the_gate_finds_in_the_bases_states(after):
+    model, mixture = previewed(after)
+    pool = torch.tensor([[1, 1, 0, 0], [1, 1, 1, 1], [0, 1, 1, 0]]).bool()
+    expected = by_hand(mixture, seen_by_base(model, after), pool)
+    with mixture.pinned(expected.detach()):
+        reference = model(*inputs())
+    with mixture.condition(pool=pool, hold=True), mixture.record() as records:
+        mixture.preview(*inputs())
+        found = model(*inputs())
+        again = model(*inputs())
+    torch.testing.assert_close(found, reference)
+    torch.testing.assert_close(again, reference)
+    assert [record.site for record in records] == ["network", "network"]
+    torch.testing.assert_close(records[0].output.weights, expected)
+
+
+def test_the_preview_runs_no_block_past_the_gate_and_leaves_no_graph():
+    model, mixture = previewed()
+    ran = []
+    for index, block in enumerate(model.blocks):
+        block.register_forward_hook(lambda _m, _a, out, index=index: ran.append((index, out)))
+    with mixture.condition(hold=True):
+        mixture.preview(*inputs())
+    assert [index for index, _ in ran] == [0]
+    assert not ran[0][1].requires_grad
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_the_gates_gradient_is_that_of_the_weights_they_set(checkpointing):
+    model, mixture = previewed()
+    model.checkpointing = checkpointing
+    weights = by_hand(mixture, seen_by_base(model, 1).detach())
+    leaf = weights.detach().requires_grad_()
+    with mixture.pinned(leaf):
+        model(*inputs()).square().mean().backward()
+    expected = torch.autograd.grad(weights, list(mixture.gates.parameters()), leaf.grad)
+    with mixture.condition(hold=True):
+        mixture.preview(*inputs())
+        model(*inputs()).square().mean().backward()
+    found = [parameter.grad for parameter in mixture.gates.parameters()]
+    torch.testing.assert_close(found, list(expected))
+    assert all(grad.abs().sum() > 0 for grad in found)
+
+
+def test_masks_hold_in_the_preview_and_pins_and_the_base_need_none():
+    model, mixture = previewed()
+    with mixture.masked(["bob"]), mixture.condition(hold=True), mixture.record() as records:
+        mixture.preview(*inputs())
+        model(*inputs())
+    weights = records[0].output.weights
+    assert (weights[:, mixture.names.index("bob")] == 0).all()
+    torch.testing.assert_close(weights.sum(-1), torch.ones(3))
+    ran = []
+    model.blocks[0].register_forward_hook(lambda *_: ran.append(0))
+    for context in (mixture.pinned({"ann": 1.0}), mixture.disabled()):
+        with context, mixture.condition(hold=True):
+            mixture.preview(*inputs())
+    assert not ran
+
+
+def test_a_gate_file_brings_the_preview_back(tmp_path):
+    model, mixture = previewed()
+    save_gates(mixture, tmp_path / "gates.safetensors")
+    twin = copy.deepcopy(model).mixture.unmix()
+    other = mix_from(twin, three(twin), tmp_path / "gates.safetensors", blocks=BLOCKS)
+    outputs = []
+    for one in (mixture, other):
+        with one.condition(hold=True):
+            one.preview(*inputs())
+            outputs.append(one.model(*inputs()))
+    torch.testing.assert_close(*outputs)
+
+
+def test_what_cannot_be_previewed_is_said_and_leaves_the_model_in_order():
+    model, mixture = previewed()
+    with pytest.raises(RuntimeError, match=r"seen nothing of these rows.*preview"):
+        model(*inputs())
+    with pytest.raises(RuntimeError, match=r"enter condition\(hold=True\) first"):
+        mixture.preview(*inputs())
+    with mixture.condition(hold=True), pytest.raises(TypeError):
+        mixture.preview(inputs()[0])
+    blocks, model.blocks = model.blocks, model.blocks[:1]
+    with mixture.condition(hold=True), pytest.raises(RuntimeError, match=r"never ran blocks\.1"):
+        mixture.preview(*inputs())
+    model.blocks = blocks
+    with mixture.condition(hold=True):
+        mixture.preview(*inputs())
+        assert copy.deepcopy(model).mixture.names == mixture.names
+        model(*inputs())
+    by_position = previewed(over="position")[1]
+    with (
+        by_position.condition(hold=True),
+        pytest.raises(ValueError, match="vary by position: use over='row'"),
+    ):
+        by_position.preview(*inputs())
+
+
+def test_other_sites_and_constant_gates_run_nothing_in_a_preview():
+    for placement in ({"site": "block"}, {"site": "preview", "after": 1}):
+        model = Toy()
+        mixture = mix(model, three(model), gate=Average(), blocks=BLOCKS, **placement)
+        ran = []
+        hook = model.register_forward_hook(lambda *_, ran=ran: ran.append(0))
+        mixture.preview(*inputs())
+        assert not ran
+        hook.remove()
+        with mixture.pinned(dict.fromkeys(mixture.names, 1 / 3)):
+            expected = model(*inputs())
+        torch.testing.assert_close(model(*inputs()), expected)
