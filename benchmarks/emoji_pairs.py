@@ -11,7 +11,7 @@ first; differences are paired.
 
 import argparse
 from collections import defaultdict
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any
 
 import torch
@@ -87,7 +87,7 @@ def main() -> None:
     rows.append(measured("seconds of training", "gates", seconds))
     settings = described(CONFIG) | {
         "steps": steps,
-        "loss": vars(preset.domain.loss),
+        "loss": asdict(preset.domain.loss),
         "pictures a unit": 8,
         "quick": quick,
     }

@@ -9,11 +9,15 @@ from torch import Tensor, nn
 from dreambooth.adapter import positive_rows
 from dreambooth.base import Base
 from dreambooth.clip import Clip, away
+from dreambooth.data import Jitter
 from dreambooth.sampling import guided, sample, schedule
 from mole_vl import Mixture
 from mole_vl.faults import at_least, refuse
 from mole_vl.losses import balance
 from mole_vl.training import Row, Term, mix_seed
+
+# The stream of random numbers that moves views; noise takes the first.
+_VIEWS = 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,7 +26,8 @@ class ClipLoss:
 
     Each step draws from fresh noise, without gradient, up to a step of the sampler that is chosen
     at random; the clean picture predicted there is decoded and judged, with gradient through that
-    one call of the network.
+    one call of the network. In several views, each moved and shrunk a little, a picture must please
+    by what it shows, not by a texture that this one CLIP likes.
 
     Args:
         steps: Sampler steps.
@@ -31,6 +36,8 @@ class ClipLoss:
         last: Share of the sampler's steps before the latest that is judged.
         text: Weight of the caption term.
         picture: Weight of the term of the experts' own pictures.
+        views: How many times each picture is judged.
+        jitter: Moves each view.
     """
 
     steps: int = 20
@@ -39,6 +46,8 @@ class ClipLoss:
     last: float = 0.8
     text: float = 1.0
     picture: float = 1.0
+    views: int = 4
+    jitter: Jitter = Jitter(shift=0.1, shrink=0.75)
 
     def __post_init__(self) -> None:
         ends = f"first is {self.first}, last is {self.last}"
@@ -51,6 +60,7 @@ class ClipLoss:
                 None if ordered else f"{ends}, expected 0 <= first <= last <= 1",
                 at_least("text", self.text, 0),
                 at_least("picture", self.picture, 0),
+                at_least("views", self.views, 1),
             ],
         )
 
@@ -68,6 +78,7 @@ class Goals:
 class _Batch:
     noise: Tensor
     upto: int
+    rows: Sequence[Row]
 
 
 class ClipTask:
@@ -128,7 +139,7 @@ class ClipTask:
         )
         chance = torch.Generator().manual_seed(mix_seed(rows[0].seed, rows[0].step))
         upto = int(torch.randint(low, high + 1, (), generator=chance))
-        return _Batch(torch.stack(noise).to(self._states.device), upto)
+        return _Batch(torch.stack(noise).to(self._states.device), upto, rows)
 
     def units(self, batch: _Batch) -> int:
         """Pictures."""
@@ -146,7 +157,7 @@ class ClipTask:
             with self._mixture.record() as records:
                 output = guided(self._base, latents, step, states, loss.guidance)
         clean = self._base.noising.clean(latents, output, step.expand(rows))
-        seen = self._clip.pictures(self._base.decode(clean).clamp(-1, 1))
+        seen = self._clip.pictures(self._views(self._base.decode(clean).clamp(-1, 1), batch.rows))
         terms = {}
         if loss.text:
             terms["text"] = Term(away(seen, self._goals.caption), loss.text)
@@ -156,3 +167,11 @@ class ClipTask:
         if self._balance_weight:
             terms["balance"] = Term(balance(records), self._balance_weight, per_unit=False)
         return terms
+
+    def _views(self, pictures: Tensor, rows: Sequence[Row]) -> Tensor:
+        """Each picture `views` times, (rows * views, 3, h, w), moved by the row's own chance."""
+        views = []
+        for picture, row in zip(pictures, rows, strict=True):
+            chance = row.generator(stream=_VIEWS)
+            views += [self._loss.jitter(picture, chance) for _ in range(self._loss.views)]
+        return torch.stack(views)

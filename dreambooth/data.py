@@ -134,7 +134,7 @@ class Jitter:
         size = 1 - (1 - self.shrink) * shrunk
         # grid_sample asks, for each place of the page (-1 to 1), where in the picture it lies.
         x, y = (2 * self.shift * (2 * part - 1) / size for part in (across, down))
-        where = torch.tensor([[[1 / size, 0.0, -x], [0.0, 1 / size, -y]]])
+        where = picture.new_tensor([[[1 / size, 0.0, -x], [0.0, 1 / size, -y]]])
         grid = F.affine_grid(where, [1, *picture.shape], align_corners=False)
         moved = F.grid_sample(
             picture[None], grid, mode="bilinear", padding_mode="border", align_corners=False

@@ -77,6 +77,11 @@ class SubjectStyle(Domain):
 
     def mix(self, gate: GateSpec, site: SiteKind, after: int = 0) -> Mapping[str, Mixture]:
         """Load base, experts, pictures and CLIP, and mix the UNet."""
+        if site == "preview":
+            raise ValueError(
+                "site 'preview' holds one reading of a row for all that follows, and a UNet's "
+                "input changes at every step: use site 'network', or 'block'"
+            )
         experts = []
         for folder in self.expert_folders:
             parts = read_components(folder)

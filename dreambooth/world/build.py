@@ -135,7 +135,7 @@ def build_clip(spec: ClipSpec, folder: Path, work: Path) -> None:
     task = ClipTask(clip, tokenizer, pairs, pictures, spec.crops)
     config = FitConfig(
         output=work / spec.name,
-        steps=1600,
+        steps=spec.steps,
         rows=128,
         lr=2e-3,
         warmup=50,

@@ -27,7 +27,7 @@ EMBED_DIM = 96
 
 @dataclass(frozen=True, kw_only=True)
 class ClipSpec:
-    """A CLIP of the world: its folder's name, its widths, its seed and what crops it trains on."""
+    """A CLIP of the world: its folder's name, its widths, seed, crops and steps of training."""
 
     name: str
     width: int
@@ -35,6 +35,7 @@ class ClipSpec:
     text_width: int
     seed: int
     crops: Crops
+    steps: int
 
 
 LOSS_CLIP = ClipSpec(
@@ -44,6 +45,7 @@ LOSS_CLIP = ClipSpec(
     text_width=128,
     seed=1,
     crops=Crops(zoom=(0.85, 1.25), shift=0.1, turn=0),
+    steps=1600,
 )
 JUDGE_CLIP = ClipSpec(
     name="judge_clip",
@@ -52,6 +54,7 @@ JUDGE_CLIP = ClipSpec(
     text_width=96,
     seed=2,
     crops=Crops(zoom=(0.7, 1.4), shift=0.2, turn=12),
+    steps=2400,
 )
 
 
