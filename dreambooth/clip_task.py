@@ -16,8 +16,8 @@ from mole_vl.faults import at_least, refuse
 from mole_vl.losses import balance
 from mole_vl.training import Row, Term, mix_seed
 
-# The stream of random numbers that moves views; noise takes the first.
-_VIEWS = 1
+# Streams of random numbers beside the first, which is the noise of training.
+_VIEWS, DRAWN = 1, 2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -173,5 +173,8 @@ class ClipTask:
         views = []
         for picture, row in zip(pictures, rows, strict=True):
             chance = row.generator(stream=_VIEWS)
-            views += [self._loss.jitter(picture, chance) for _ in range(self._loss.views)]
+            # Places of pixels must not be rounded to an autocast's lower precision.
+            with torch.autocast(picture.device.type, enabled=False):
+                moved = picture.float()
+                views += [self._loss.jitter(moved, chance) for _ in range(self._loss.views)]
         return torch.stack(views)

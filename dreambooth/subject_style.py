@@ -11,7 +11,7 @@ from torch import Tensor
 from dreambooth.adapter import blocks, positive_rows
 from dreambooth.base import Base
 from dreambooth.clip import Clip, composed
-from dreambooth.clip_task import ClipLoss, ClipTask, Goals
+from dreambooth.clip_task import DRAWN, ClipLoss, ClipTask, Goals
 from dreambooth.data import SUFFIXES, load_picture
 from dreambooth.grid import save_grid
 from dreambooth.sampling import sample, schedule
@@ -135,7 +135,8 @@ class SubjectStyle(Domain):
     def draw(self, pictures: int, seed: int = 0) -> Tensor:
         """Pictures (n, 3, h, w) in [-1, 1] of the prompt under the contexts in force.
 
-        Picture i starts from the noise of (seed, i), whatever the arm and the number drawn.
+        Picture i starts from the noise of (seed, i), whatever the arm and the number drawn; no
+        step of a training starts from it.
         """
         scheduler = schedule(self.base, self.loss.steps)
         device = self.base.unet.device
@@ -143,7 +144,7 @@ class SubjectStyle(Domain):
         found = []
         for start in range(0, pictures, _DRAWN_AT_ONCE):
             rows = range(start, min(pictures, start + _DRAWN_AT_ONCE))
-            noise = [_noise(shape, mix_seed(seed, row)) for row in rows]
+            noise = [_noise(shape, mix_seed(seed, row, 0, DRAWN)) for row in rows]
             states = self.states.to(device).repeat_interleave(len(rows), 0)
             with self.mixture.condition(source=positive_rows(len(rows), device)):
                 latents = sample(

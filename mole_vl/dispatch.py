@@ -89,6 +89,9 @@ class Dispatch:
             setattr(twin, name, fresh)
         return twin
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "conditions": Conditions()}
+
     def attach(self, model: nn.Module) -> list[RemovableHandle]:
         """Hook into a model; the handles undo it."""
         hooks = [
@@ -109,8 +112,7 @@ class Dispatch:
         Raises:
             RuntimeError: The mixture is baked, so that no condition would be heard.
         """
-        if self.silent:
-            raise RuntimeError("this mixture is baked into the base: call unmix() first")
+        self._check_heard()
         with self.lock:
             before = self.conditions
             self.conditions = replace(before, **changes)
@@ -119,28 +121,40 @@ class Dispatch:
             finally:
                 self.conditions = before
 
+    def _check_heard(self) -> None:
+        if self.silent:
+            raise RuntimeError("this mixture is baked into the base: call unmix() first")
+
     def preview(self, forward: Callable[[], Any]) -> None:
         """Find the weights of the forwards to come: `forward` runs the base up to the gate."""
-        told = self.conditions
-        if not self.previews or told.disabled or self._pinned(NETWORK, told) is not None:
-            return
-        if told.held is None:
-            raise RuntimeError(
-                "preview: nothing would keep what the gate finds; enter condition(hold=True) first"
-            )
+        with self.lock:
+            told = self.conditions
+            if not self.previews or told.disabled or self._pinned(NETWORK, told) is not None:
+                return
+            self._check_heard()
+            if told.held is None:
+                raise RuntimeError(
+                    "preview: nothing would keep what the gate finds; enter condition(hold=True) "
+                    "first"
+                )
+            told.held[NETWORK] = self._found(forward, told)
+
+    def _found(self, forward: Callable[[], Any], told: Conditions) -> GateOutput:
+        x = None
         try:
             with self.told(preview=True), torch.no_grad():
                 forward()
         except Seen as seen:
-            output = self._computed(NETWORK, seen.x, told)
-        else:
+            x = seen.x
+        if x is None:
             raise RuntimeError(f"preview: the forward never ran {self.reading[NETWORK]}")
+        output = self._computed(NETWORK, x, told)
         if output.weights.dim() > 2:
             raise ValueError(
                 "site 'preview' finds weights for rows, and this gate's vary by position: use "
                 "over='row', or another site"
             )
-        told.held[NETWORK] = output
+        return output
 
     def weights_of(self, path: str, rows: int) -> Tensor | None:
         """The weights (..., E), strength included, that the layer at `path` applies to its rows."""
@@ -162,11 +176,12 @@ class Dispatch:
                 f"the mixed layer {path} runs before its gate {name!r}, which reads the input of "
                 f"{self.site_of[path].entry}; use site 'matrix' for layers that run that early"
             )
-        weights = output.weights
-        if self.previews and weights.dim() == 2:
-            # The preview ran each row once, however often `generate` multiplies it.
-            weights = spread(weights, rows)
-        return weights * current.conditions.strength
+        if self.previews and output is current.held.get(name) and output.weights.dim() == 2:
+            # The preview ran each row once, however often `generate` multiplies it. What the first
+            # layer runs counts: a later one that reads other rows must not pass for beams.
+            output = replace(output, weights=spread(output.weights, rows))
+            current.results[name] = output
+        return output.weights * current.conditions.strength
 
     def _check_gradient(self, where: str) -> None:
         if not torch.is_grad_enabled():
@@ -232,7 +247,15 @@ class Dispatch:
         weights = self._pinned(name, told)
         if weights is not None:
             return GateOutput(weights, None, weights)
+        gate = self.gates[name]
+        learns = current.grad and any(p.requires_grad for p in gate.parameters())
         if name in current.held:
+            if learns and not current.held[name].weights.requires_grad:
+                raise RuntimeError(
+                    f"the weights of site {name!r} were found without gradient, and this forward "
+                    "has one: their gate would not learn; run the first forward, or the preview, "
+                    "with gradient too"
+                )
             return current.held[name]
         if self.previews:
             raise RuntimeError(
@@ -240,8 +263,7 @@ class Dispatch:
                 "condition(hold=True) and call preview(...) with the model's arguments first, or "
                 "a context that does both, such as nlp.adapter.bound"
             )
-        gate = self.gates[name]
-        if current.grad and any(parameter.requires_grad for parameter in gate.parameters()):
+        if learns:
             self._check_gradient(f"site {name!r}")
         return self._computed(name, x, told)
 
@@ -293,5 +315,7 @@ def spread(told: Tensor, rows: int) -> Tensor:
         return told
     times, rest = divmod(rows, told.shape[0])
     if rest:
-        raise ValueError(f"conditions are given for {told.shape[0]} rows, the model runs {rows}")
+        raise ValueError(
+            f"conditions or a preview are for {told.shape[0]} rows, the model runs {rows}"
+        )
     return told.repeat_interleave(times, 0)

@@ -115,7 +115,7 @@ class Mixture(nn.Module):
     def masked(self, names: Sequence[str]) -> AbstractContextManager[None]:
         """A context without the named experts; what the others get is the normaliser's to say.
 
-        Inside another such context, both hold.
+        Inside another such context, both hold. Weights held from before are found anew inside.
 
         Raises:
             ValueError: An unknown name, or no expert left.
@@ -129,7 +129,8 @@ class Mixture(nn.Module):
             kept = kept & self._dispatch.conditions.kept
         if not kept.any():
             raise ValueError("masked: no expert is left; disabled() lets the base speak alone")
-        return self._dispatch.told(kept=kept)
+        held = None if self._dispatch.conditions.held is None else {}
+        return self._dispatch.told(kept=kept, held=held)
 
     def pinned(self, weights: Tensor | Mapping[str, Any]) -> AbstractContextManager[None]:
         """A context in which given weights replace the gates'.

@@ -70,7 +70,8 @@ def _features(
             hook.remove()
     for name, inputs in seen.items():
         told = [record for record in records if record.site == name]
-        for x, record in zip(inputs, told, strict=True):
+        # Forwards that took over held weights are recorded too, after the one that found them.
+        for x, record in zip(inputs, told, strict=False):
             yield name, _real(unit_sized(x.float()), record)
 
 

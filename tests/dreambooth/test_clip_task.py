@@ -14,6 +14,7 @@ from dreambooth.adapter import blocks, positive_rows
 from dreambooth.base import Base
 from dreambooth.clip import composed
 from dreambooth.clip_task import ClipLoss
+from dreambooth.data import Jitter
 from dreambooth.sampling import guided, sample, schedule
 from dreambooth.subject_style import SubjectStyle
 from mole_vl import Expert, Factors, mix, write_peft
@@ -132,6 +133,20 @@ def test_a_batch_of_pictures_equals_single_ones(domain):
     assert not torch.allclose(together[0], together[1], atol=1e-2)
 
 
+def test_no_picture_of_the_report_starts_from_a_noise_of_the_training(domain):
+    domain.mix(MoLE(), "block")
+    starts = []
+    domain.base.unet.register_forward_pre_hook(
+        lambda _m, args, kwargs: starts.append((*args, kwargs.get("sample"))[0]), with_kwargs=True
+    )
+    domain.loss = ClipLoss(steps=2)
+    domain.draw(2, seed=3)
+    task = domain.task(0.0)
+    for step in range(3):
+        noise = task.batch([Row(3, step, index, 2) for index in range(2)]).noise
+        assert not any(torch.equal(one, other) for one in starts[0] for other in noise)
+
+
 def test_every_term_of_the_loss_moves_every_gate(domain):
     mixture = domain.mix(MoLE(), "block")["unet"]
     randomise(mixture)
@@ -142,6 +157,33 @@ def test_every_term_of_the_loss_moves_every_gate(domain):
         grads = torch.autograd.grad(term.value, list(mixture.gates.parameters()), retain_graph=True)
         assert all(grad.abs().max() > 0 for grad in grads), name
     assert all(parameter.grad is None for parameter in domain.base.unet.parameters())
+
+
+def test_a_loss_is_the_mean_over_the_views_of_the_predicted_pictures(domain):
+    domain.loss = ClipLoss(steps=4, last=0.0, views=3, jitter=Jitter(shift=0.2, shrink=0.6))
+    mixture = domain.mix(MoLE(), "block")["unet"]
+    randomise(mixture)
+    task = domain.task(0.0)
+    rows = [Row(0, 0, index, 2) for index in range(2)]
+    batch = task.batch(rows)
+    found = task.losses(batch)
+    again = task.losses(batch)
+    goals = domain.goals(domain.clip)
+    base, distances = domain.base, {"text": [], "picture": []}
+    step = schedule(base, 4).timesteps[0]
+    for noise, row in zip(batch.noise, rows, strict=True):
+        with mixture.condition(source=positive_rows(1)):
+            output = guided(base, noise[None], step, domain.states, domain.loss.guidance)
+        picture = base.decode(base.noising.clean(noise[None], output, step[None])).clamp(-1, 1)[0]
+        chance = row.generator(stream=1)
+        for _ in range(3):
+            seen = domain.clip.pictures(domain.loss.jitter(picture, chance)[None])[0]
+            distances["text"].append(1 - torch.cosine_similarity(seen, goals.caption, dim=0))
+            offset = seen - goals.centre
+            distances["picture"].append(1 - torch.cosine_similarity(offset, goals.offset, dim=0))
+    for name, values in distances.items():
+        torch.testing.assert_close(found[name].value, torch.stack(values).mean())
+        assert torch.equal(again[name].value, found[name].value)
 
 
 def test_goals_are_offsets_from_the_ordinary(domain):
@@ -181,6 +223,8 @@ def test_mistakes_are_named(tmp_path, domain):
     domain.expert_folders = [tmp_path / "loras/owl/unet"]
     with pytest.raises(ValueError, match="has no unet folder"):
         domain.mix(MoLE(), "block")
+    with pytest.raises(ValueError, match="site 'preview' holds one reading"):
+        domain.mix(MoLE(), "preview", 1)
     with pytest.raises(ValueError, match=r"steps is 0, .*first is 0.9, last is 0.2"):
         ClipLoss(steps=0, first=0.9, last=0.2)
 

@@ -1,6 +1,7 @@
 """Gates that find their weights in a preview: the base alone, up to the block that they read."""
 
 import copy
+import pickle
 
 import pytest
 import torch
@@ -8,7 +9,7 @@ from torch.nn.functional import normalize
 
 from mole_vl import mix, mix_from, save_gates
 from mole_vl.gates import Average, MoLE
-from tests.toys import BLOCKS, Toy, inputs, randomise, three
+from tests.toys import BLOCKS, Toy, expert, inputs, randomise, three
 
 
 def previewed(after=1, over="row"):
@@ -97,6 +98,74 @@ def test_masks_hold_in_the_preview_and_pins_and_the_base_need_none():
         with context, mixture.condition(hold=True):
             mixture.preview(*inputs())
     assert not ran
+
+
+def test_weights_found_before_a_mask_do_not_pass_through_it():
+    model, mixture = previewed()
+    with mixture.condition(hold=True):
+        mixture.preview(*inputs())
+        with mixture.masked(["bob"]), pytest.raises(RuntimeError, match="seen nothing"):
+            model(*inputs())
+        with mixture.masked(["bob"]):
+            mixture.preview(*inputs())
+        with mixture.record() as records:
+            model(*inputs())
+    assert (records[0].output.weights[:, mixture.names.index("bob")] > 0).all()
+
+
+def test_weights_found_without_gradient_do_not_pass_for_learnable():
+    model, mixture = previewed()
+    with mixture.condition(hold=True):
+        with torch.no_grad():
+            mixture.preview(*inputs())
+            model(*inputs())
+        with pytest.raises(RuntimeError, match="found without gradient"):
+            model(*inputs())
+        mixture.gates.requires_grad_(False)
+        model(*inputs())
+
+
+class Routed(torch.nn.Module):
+    """Regroups its tokens between blocks, as a base with experts of its own does."""
+
+    def __init__(self, tokens):
+        super().__init__()
+        self.blocks = torch.nn.ModuleList([torch.nn.Linear(6, 6) for _ in range(2)])
+        self.tokens = tokens
+
+    def forward(self, x):
+        x = self.blocks[0](x)
+        return self.blocks[1](x.flatten(0, 1)[: self.tokens])
+
+
+def test_copies_of_rows_take_their_rows_weights_and_regrouped_tokens_are_refused():
+    x = torch.randn(2, 4, 6)
+    model = Routed(tokens=8)
+    made = [expert(name, model, ["blocks.0", "blocks.1"], [1, 2], seed=3) for name in "ab"]
+    mixture = mix(model, made, gate=MoLE(), site="preview", blocks={"blocks.0": 6, "blocks.1": 6})
+    with mixture.condition(hold=True), torch.no_grad():
+        mixture.preview(x)
+        for tokens in (2, 4, 6, 8):
+            model.tokens = tokens
+            if tokens != 2:
+                with pytest.raises(ValueError, match=r"blocks\.1"):
+                    model(x)
+    toy, mixture = previewed()
+    with mixture.condition(hold=True), torch.no_grad():
+        mixture.preview(*inputs())
+        once = toy(*inputs())
+        twice = toy(*(given.repeat_interleave(2, 0) for given in inputs()))
+    torch.testing.assert_close(twice, once.repeat_interleave(2, 0))
+
+
+def test_a_pickled_model_is_told_nothing_yet():
+    model, mixture = previewed()
+    with mixture.disabled():
+        twin = pickle.loads(pickle.dumps(model))
+    with twin.mixture.condition(hold=True), mixture.condition(hold=True):
+        mixture.preview(*inputs())
+        twin.mixture.preview(*inputs())
+        torch.testing.assert_close(twin(*inputs()), model(*inputs()))
 
 
 def test_a_gate_file_brings_the_preview_back(tmp_path):
