@@ -316,6 +316,6 @@ def spread(told: Tensor, rows: int) -> Tensor:
     times, rest = divmod(rows, told.shape[0])
     if rest:
         raise ValueError(
-            f"conditions or a preview are for {told.shape[0]} rows, the model runs {rows}"
+            f"conditions, or a preview, are for {told.shape[0]} rows; the model runs {rows}"
         )
     return told.repeat_interleave(times, 0)
