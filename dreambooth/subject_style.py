@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -18,6 +19,7 @@ from dreambooth.sampling import sample, schedule
 from mole_vl import Mixture, mix, read_components
 from mole_vl.arms import arms
 from mole_vl.domain import Domain, gate_parameters
+from mole_vl.files import digest
 from mole_vl.gates import GateSpec
 from mole_vl.sites import SiteKind
 from mole_vl.training import Task, mix_seed
@@ -104,8 +106,20 @@ class SubjectStyle(Domain):
             self.states = self.base.encode_prompts([self.negative, self.prompt])
         return {"unet": self.mixture}
 
+    def lesson(self) -> dict[str, object]:
+        """The base, its prompts, the pictures and how they are judged."""
+        return {
+            "base": self.base_name,
+            "prompts": [self.prompt, self.negative, self.caption],
+            "pictures": {n: digest(_pictures_in(f)) for n, f in self.picture_folders.items()},
+            "ordinary": digest(_pictures_in(self.ordinary_folder)),
+            "clip": self.clip_name,
+            "resolution": self.resolution,
+            "loss": asdict(self.loss),
+        }
+
     def _folder(self, folder: Path) -> Tensor:
-        files = sorted(file for file in folder.glob("*") if file.suffix.lower() in SUFFIXES)
+        files = _pictures_in(folder)
         if not files:
             raise ValueError(f"{folder} has no pictures ({', '.join(sorted(SUFFIXES))})")
         return torch.stack([load_picture(file, self.resolution) for file in files])
@@ -203,6 +217,10 @@ class SubjectStyle(Domain):
             cells = [f"{sum(values[m]) / len(values[m]):.3f}" for m in measures]
             lines.append(f"| {name} | {' | '.join(cells)} |")
         return "\n".join(lines)
+
+
+def _pictures_in(folder: Path) -> list[Path]:
+    return sorted(file for file in folder.glob("*") if file.suffix.lower() in SUFFIXES)
 
 
 def _noise(shape: tuple[int, int, int], seed: int) -> Tensor:

@@ -24,6 +24,13 @@ class Domain(ABC):
         """
 
     @abstractmethod
+    def lesson(self) -> dict[str, object]:
+        """What decides, beside gate and loop, what the gates learn: a resumed run must agree on it.
+
+        Plain data; files by their content.
+        """
+
+    @abstractmethod
     def task(self, balance: float) -> Task:
         """The task that trains the mixtures' gates; `balance` weighs the balance loss."""
 
@@ -69,6 +76,7 @@ def prepare(
         "after": after,
         "balance": balance,
         "centring": centring,
+        **domain.lesson(),
         "experts": {part: [*m.names, *m.digests] for part, m in mixtures.items()},
     }
     return mixtures, task, settings

@@ -1,9 +1,10 @@
 """Files and folders that are complete or absent."""
 
+import hashlib
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -42,3 +43,11 @@ def new_file(path: Path) -> Iterator[Path]:
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def digest(files: Iterable[Path]) -> str:
+    """SHA-256 of the contents of files, one after the other, in hexadecimal digits."""
+    state = hashlib.sha256()
+    for file in files:
+        state.update(hashlib.sha256(file.read_bytes()).digest())
+    return state.hexdigest()

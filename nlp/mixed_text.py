@@ -12,6 +12,7 @@ from mole_vl import Mixture, mix, read_peft
 from mole_vl.arms import Arm, arms
 from mole_vl.domain import Domain, gate_parameters
 from mole_vl.faults import at_least, refuse
+from mole_vl.files import digest
 from mole_vl.gates import GateSpec
 from mole_vl.sites import SiteKind
 from mole_vl.training import Task
@@ -74,6 +75,15 @@ class MixedText(Domain):
             self.model, experts, gate=gate, site=site, after=after, blocks=blocks(self.model)
         )
         return {"model": self.mixture}
+
+    def lesson(self) -> dict[str, object]:
+        """The base, the rows and how they are shown."""
+        return {
+            "base": self.base,
+            "train": digest([self.train]),
+            "style": self.style,
+            "context": self.context,
+        }
 
     def task(self, balance: float) -> Task:
         """Language modelling of the answers."""

@@ -18,6 +18,7 @@ from dreambooth.data import Jitter
 from dreambooth.sampling import guided, sample, schedule
 from dreambooth.subject_style import SubjectStyle
 from mole_vl import Expert, Factors, mix, write_peft
+from mole_vl.domain import prepare
 from mole_vl.gates import MoLE, Sigmoid
 from mole_vl.training import FitConfig, Row, fit
 from tests.dreambooth.toys import SIDE, write_base, write_examples, write_picture
@@ -211,6 +212,16 @@ def test_the_whole_way_from_training_to_a_report(tmp_path, domain):
     drawings = domain.drawings()
     with domain.mixture.disabled():
         torch.testing.assert_close(drawings["base"], domain.draw(2))
+
+
+def test_a_run_is_not_resumed_with_another_loss(tmp_path, domain):
+    run = FitConfig(output=tmp_path / "run", steps=1, rows=2, schedule="constant", progress=False)
+    _, task, settings = prepare(domain, MoLE(), run)
+    fit(task, run, settings)
+    domain.loss = ClipLoss(steps=4, views=2)
+    _, task, settings = prepare(domain, MoLE(), run)
+    with pytest.raises(ValueError, match="loss was"):
+        fit(task, run, settings)
 
 
 def test_mistakes_are_named(tmp_path, domain):

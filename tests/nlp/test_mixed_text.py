@@ -103,3 +103,10 @@ def test_a_report_may_ask_the_first_rows_of_each_task(domain):
     )
     with pytest.raises(ValueError, match=r"batch_rows is 0, .*; asked is -1, expected at least 1"):
         MixedText([], domain.train, domain.test, batch_rows=0, asked=-1)
+
+
+def test_a_run_is_not_resumed_with_other_rows(tmp_path, domain):
+    train_gates(domain, config(tmp_path, steps=2, schedule="constant"), report=False)
+    write_rows(domain.train, ROWS[::-1])
+    with pytest.raises(ValueError, match="train was"):
+        train_gates(domain, config(tmp_path, schedule="constant"), report=False)
