@@ -84,7 +84,8 @@ def main() -> None:
                 for gates, other in zip(scores[measure, "gates"], scores[measure, arm], strict=True)
             ]
             rows.append(measured(measure, f"gates - {arm}", differences))
-    rows.append(measured("seconds of training", "gates", seconds))
+    if all(seconds):  # Gates found trained took no time this time.
+        rows.append(measured("seconds of training", "gates", seconds))
     settings = described(CONFIG) | {
         "steps": steps,
         "loss": asdict(preset.domain.loss),
