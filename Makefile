@@ -4,17 +4,20 @@ BIN := .venv/bin
 # accelerate gives a process one thread unless told otherwise. The malloc settings keep glibc from
 # handing memory back to the system at every step.
 CORES := $(shell getconf _NPROCESSORS_ONLN)
+# Where the processor multiplies in bf16 itself, language gates train nearly twice as fast in it.
+PRECISION := $(shell grep -qsE 'avx512_bf16|amx_bf16' /proc/cpuinfo && echo bf16 || echo no)
 LAUNCH := OMP_NUM_THREADS=$(CORES) MALLOC_TRIM_THRESHOLD_=100000000000 MALLOC_TOP_PAD_=500000000 \
-	$(BIN)/accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no \
-	--dynamo_backend no
+	$(BIN)/accelerate launch --num_processes 1 --num_machines 1 --dynamo_backend no
 
 .PHONY: demo test format
 
 demo: .venv/installed
 	rm -rf out/demo
-	$(LAUNCH) train_gates.py --config configs/text_mixed.yaml --fit.output out/demo/text
+	$(LAUNCH) --mixed_precision $(PRECISION) train_gates.py \
+		--config configs/text_mixed.yaml --fit.output out/demo/text
 	$(BIN)/python -m dreambooth.world.candidates
-	$(LAUNCH) train_gates.py --config configs/emoji_subject_style.yaml --fit.output out/demo/emoji
+	$(LAUNCH) --mixed_precision no train_gates.py \
+		--config configs/emoji_subject_style.yaml --fit.output out/demo/emoji
 
 test: .venv/installed
 	$(BIN)/ruff format --check .
