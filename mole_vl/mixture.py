@@ -172,8 +172,9 @@ class Mixture(nn.Module):
     def preview(self, *args: Any, **kwargs: Any) -> None:
         """With site preview, find the weights that the forwards to come take.
 
-        The base alone runs, without gradient, up to the block whose input the gate reads. Other
-        sites need no preview: nothing runs then.
+        The base alone runs, its graph unkept, up to the block whose input the gate reads. Where the
+        gate learns, call this with gradient enabled: its weights have one. Other sites need no
+        preview: nothing runs then.
 
         Args:
             args: As for a forward of the model. It must leave no trace, so no cache.
