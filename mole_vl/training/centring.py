@@ -71,7 +71,7 @@ def _features(
     for name, inputs in seen.items():
         told = [record for record in records if record.site == name]
         # Forwards that took over held weights are recorded too, after the one that found them.
-        for x, record in zip(inputs, told, strict=False):
+        for x, record in zip(inputs, told[: len(inputs)], strict=True):
             yield name, _real(unit_sized(x.float()), record)
 
 
