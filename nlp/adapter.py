@@ -25,7 +25,8 @@ def bound(mixture: Mixture, *, balance_weight: float = 0.0) -> Around:
     """A language task's seam to a mixture.
 
     Gates over rows pool the real tokens of the prompt alone and hold for the whole answer, so no
-    answer token ever moves the weights that it is predicted with.
+    answer token ever moves the weights that it is predicted with. A preview is shown the columns of
+    the prompts alone.
 
     Args:
         mixture: The mixture of the model that runs inside.
@@ -34,9 +35,10 @@ def bound(mixture: Mixture, *, balance_weight: float = 0.0) -> Around:
 
     @contextmanager
     def around(batch: TextBatch) -> Iterator[ExtraTerms]:
-        real, prompt = batch["attention_mask"].bool(), batch["prompt_mask"]
+        read = _prompts(batch) if mixture.layout.kind == "preview" else batch
+        real, prompt = read["attention_mask"].bool(), read["prompt_mask"]
         with mixture.condition(real=real, pool=prompt, hold=True), mixture.record() as records:
-            mixture.preview(**_inputs(mixture.model, batch))
+            mixture.preview(**_inputs(mixture.model, read))
 
             def terms() -> dict[str, Term]:
                 if not balance_weight:
@@ -46,6 +48,17 @@ def bound(mixture: Mixture, *, balance_weight: float = 0.0) -> Around:
             yield terms
 
     return around
+
+
+def _prompts(batch: TextBatch) -> TextBatch:
+    """The columns up to the last one in which a row's prompt still stands."""
+    end = int(batch["prompt_mask"].any(0).nonzero().max()) + 1
+    return TextBatch(
+        input_ids=batch["input_ids"][:, :end],
+        attention_mask=batch["attention_mask"][:, :end],
+        labels=batch["labels"][:, :end],
+        prompt_mask=batch["prompt_mask"][:, :end],
+    )
 
 
 def _inputs(model: nn.Module, batch: TextBatch) -> dict[str, object]:

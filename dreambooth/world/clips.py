@@ -54,7 +54,7 @@ JUDGE_CLIP = ClipSpec(
     text_width=96,
     seed=2,
     crops=Crops(zoom=(0.7, 1.4), shift=0.2, turn=12),
-    steps=1600,
+    steps=2400,
 )
 
 

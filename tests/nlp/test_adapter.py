@@ -85,6 +85,19 @@ def test_a_prompt_gate_never_reads_the_answer(site, score):
     assert not torch.allclose(weights[0], weights[2], atol=0, rtol=1e-2)
 
 
+def test_a_preview_is_shown_no_column_past_the_prompts():
+    model, mixture = mixed(PREVIEW)
+    batch = collate([row(sample(1, 5), [38, 39, 2]), row(sample(2, 3), [38, 2])], 0)
+    shown = []
+    model.model.register_forward_pre_hook(
+        lambda _module, _args, kwargs: shown.append(kwargs["input_ids"]), with_kwargs=True
+    )
+    with torch.no_grad(), bound(mixture)(batch):
+        model(input_ids=batch["input_ids"])
+    assert torch.equal(shown[0], batch["input_ids"][:, :5])
+    assert torch.equal(shown[1], batch["input_ids"])
+
+
 @pytest.mark.parametrize(("site", "over"), PLACED, ids=str)
 def test_a_batch_equals_its_rows_one_by_one_on_either_side_of_padding(site, over):
     model, mixture = mixed(site, over=over)
