@@ -85,7 +85,7 @@ def merged(
 
 
 def _truncated(a: Tensor, b: Tensor, rank: int | None) -> tuple[Factors, float, float]:
-    """The product b (out, R) by a (R, ...) at a rank; the square sums of what is lost and of all."""
+    """Product of b (out, R) and a (R, ...) at a rank; square sums of what is lost and of all."""
     left, right = torch.linalg.qr(b.double()), torch.linalg.qr(a.double().flatten(1).T)
     u, s, v = torch.linalg.svd(left.R @ right.R.T, full_matrices=False)
     kept = min(len(s), rank or len(s))
