@@ -7,6 +7,7 @@ from mole_vl.gate_file import (
     read_gates as read_gates,
     save_gates as save_gates,
 )
+from mole_vl.merge import Merged as Merged, mean_weights as mean_weights, merged as merged
 from mole_vl.mixture import Mixture as Mixture
 from mole_vl.peft_folder import (
     read_components as read_components,

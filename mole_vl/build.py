@@ -6,7 +6,7 @@ from torch import nn
 
 from mole_vl.experts import Expert, check_fit, check_names
 from mole_vl.gates import GateSpec
-from mole_vl.layers import linear_shapes
+from mole_vl.layers import layer_shapes
 from mole_vl.mixture import ATTRIBUTE, Mixture
 from mole_vl.sites import SiteKind, find_sites
 
@@ -23,7 +23,8 @@ def mix(
     """Mix experts into a model, in place: its base is frozen, its layers get their experts.
 
     Args:
-        model: Any torch model; its linear layers at the experts' paths are replaced.
+        model: Any torch model; its linear layers and convolutions at the experts' paths are
+            replaced.
         experts: At least one; ranks, alphas and targets may differ.
         gate: What decides the weights.
         site: Which layers share one gate.
@@ -42,7 +43,7 @@ def mix(
     if hasattr(model, ATTRIBUTE):
         raise RuntimeError("this model is mixed already: call model.mixture.unmix() first")
     check_names(experts)
-    shapes = linear_shapes(model)
+    shapes = layer_shapes(model)
     check_fit(experts, shapes)
     paths = {
         path: model.get_submodule(path)

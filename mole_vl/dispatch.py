@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from mole_vl.gates import Gate, GateInput, GateOutput
-from mole_vl.layers import MixtureLinear
+from mole_vl.layers import MixtureLayer
 from mole_vl.passes import EVERYWHERE, Conditions, Pass, Passes, Record, replaying
 from mole_vl.sites import NETWORK, Layout
 
@@ -62,7 +62,7 @@ class Dispatch:
         self,
         layout: Layout,
         gates: Mapping[str, Gate],
-        readers: Mapping[str, Sequence[MixtureLinear]],
+        readers: Mapping[str, Sequence[MixtureLayer]],
         reads_input: bool,
     ) -> None:
         self.gates = gates
@@ -302,7 +302,7 @@ def _input(module: nn.Module, args: Any, kwargs: Mapping[str, Any], name: str) -
     """The tensor that a site's module is called with."""
     for value in (*args, kwargs.get("hidden_states"), kwargs.get("x"), kwargs.get("input")):
         if isinstance(value, Tensor):
-            return value
+            return module.positions(value) if isinstance(module, MixtureLayer) else value
     raise RuntimeError(
         f"site {name!r}: {type(module).__name__} was called without a tensor that its gate could "
         f"read (keywords: {', '.join(kwargs) or 'none'})"

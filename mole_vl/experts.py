@@ -14,8 +14,9 @@ class Factors:
     """One layer's low-rank update, Delta-W = scale * b @ a.
 
     Args:
-        a: Down projection, (rank, in_features).
-        b: Up projection, (out_features, rank).
+        a: Down projection, (rank, in_features); of a convolution, (rank, in_channels, h, w), a
+            convolution itself whose kernel is the layer's.
+        b: Up projection, (out_features, rank); a convolution's is one of single pixels.
         scale: alpha / rank, or alpha / sqrt(rank) for rsLoRA.
     """
 
@@ -24,10 +25,10 @@ class Factors:
     scale: float
 
     def __post_init__(self) -> None:
-        if self.a.dim() != 2 or self.b.dim() != 2 or self.a.shape[0] != self.b.shape[1]:
+        if self.a.dim() not in (2, 4) or self.b.dim() != 2 or self.a.shape[0] != self.b.shape[1]:
             raise ValueError(
-                f"factors of shapes a {tuple(self.a.shape)}, b {tuple(self.b.shape)}: "
-                "expected (rank, in) and (out, rank)"
+                f"factors of shapes a {tuple(self.a.shape)}, b {tuple(self.b.shape)}: expected "
+                "(rank, in) or a convolution's (rank, in, h, w), and (out, rank)"
             )
 
     @property
@@ -36,13 +37,27 @@ class Factors:
         return self.a.shape[0]
 
     @property
-    def shape(self) -> tuple[int, int]:
-        """Shape of Delta-W, (out_features, in_features)."""
-        return self.b.shape[0], self.a.shape[1]
+    def shape(self) -> tuple[int, ...]:
+        """Shape of Delta-W, (out_features, in_features) or (out, in, h, w)."""
+        return self.b.shape[0], *self.a.shape[1:]
 
     def delta(self) -> Tensor:
-        """Delta-W itself, (out_features, in_features), in fp32."""
-        return self.scale * (self.b.float() @ self.a.float())
+        """Delta-W itself, of the layer's weight's shape, in fp32."""
+        return self.scale * (self.b.float() @ self.a.float().flatten(1)).view(self.shape)
+
+    def fitted(self, shape: Sequence[int]) -> "Factors":
+        """The same update of a layer whose weight has this shape.
+
+        A convolution of single pixels is a linear layer over channels: files write either.
+
+        Raises:
+            ValueError: The update is of another shape.
+        """
+        if self.shape == tuple(shape):
+            return self
+        if _channels(self.shape) != _channels(shape):
+            raise ValueError(f"an update of shape {self.shape}, expected {tuple(shape)}")
+        return Factors(self.a.reshape(self.rank, *shape[1:]), self.b, self.scale)
 
 
 @dataclass(frozen=True)
@@ -92,6 +107,10 @@ class Expert:
         return Expert(self.name, layers, self.base, self.source)
 
 
+def _channels(shape: Sequence[int]) -> tuple[int, ...]:
+    return tuple(shape[:2]) if all(size == 1 for size in shape[2:]) else tuple(shape)
+
+
 def check_names(experts: Sequence[Expert]) -> None:
     """Raise ValueError unless there is at least one expert and all names differ."""
     if not experts:
@@ -102,12 +121,12 @@ def check_names(experts: Sequence[Expert]) -> None:
         raise ValueError(f"experts share the names {', '.join(twice)}: each needs its own")
 
 
-def check_fit(experts: Sequence[Expert], shapes: Mapping[str, tuple[int, int]]) -> None:
+def check_fit(experts: Sequence[Expert], shapes: Mapping[str, tuple[int, ...]]) -> None:
     """Raise ValueError unless every factor of every expert fits a layer of the model.
 
     Args:
         experts: The experts to be mixed.
-        shapes: (out_features, in_features) of every linear layer of the model, by path.
+        shapes: Shape of the weight of every layer of the model that can take experts, by path.
     """
     for expert in experts:
         known = [path for path in expert.layers if path in shapes]
@@ -120,14 +139,17 @@ def check_fit(experts: Sequence[Expert], shapes: Mapping[str, tuple[int, int]]) 
             )
         if strange:
             raise ValueError(
-                f"{where} changes {len(strange)} layers that this model lacks: {_some(strange)}"
+                f"{where} changes {len(strange)} layers that this model lacks, or that take no "
+                f"experts: {_some(strange)}"
             )
         for path, factors in expert.layers.items():
-            if factors.shape != tuple(shapes[path]):
+            try:
+                factors.fitted(shapes[path])
+            except ValueError as fault:
                 raise ValueError(
-                    f"{where}: {path} has an update of shape {factors.shape}, expected "
-                    f"{tuple(shapes[path])} of this model's layer. It was made for another base"
-                )
+                    f"{where}: {path} has {fault} of this model's layer. It was made for another "
+                    "base"
+                ) from fault
 
 
 def _some(names: Iterable[str]) -> str:

@@ -1,5 +1,6 @@
-"""The mixture layer: a frozen linear layer and the experts that change it."""
+"""The mixture layers: a frozen linear layer or convolution, and the experts that change it."""
 
+from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -7,23 +8,23 @@ import torch
 from torch import Tensor, nn
 
 from mole_vl.experts import Factors
-from mole_vl.plans import align, dense, expand
+from mole_vl.plans import align, dense, dense_conv, expand
 
 # Answers the weights that a layer applies to the forward it is in, (..., E), with the mixture's
 # strength in them; None where the mixture is switched off.
 Route = Callable[[int], Tensor | None]
 
 
-class MixtureLinear(nn.Module):
+class MixtureLayer(nn.Module):
     """`y = W x + sum_e w_e s_e B_e (A_e x)`, with `w` asked of a route at every forward.
 
     The base layer stays as it is behind this one and keeps its own keys in `state_dict`. Frozen
-    factors are buffers outside `state_dict`: they live in the experts' own files.
+    factors are buffers outside `state_dict`: they live in the experts' own files. `a` (R, in) or
+    (R, in, h, w) and `b` (out, R) are all experts' factors along one rank axis.
 
     Args:
         path: The layer's path in its model, for messages.
-        base: The linear layer, of any kind that shows `weight` (or `in_features`) and maps the
-            last axis.
+        base: The layer, of any kind that shows `weight`.
         factors: One per expert in order; None where an expert leaves this layer alone.
         route: Gives the weights for a number of rows.
     """
@@ -36,9 +37,9 @@ class MixtureLinear(nn.Module):
         self.base = base
         self.route = route
         self.ranks = tuple(0 if f is None else f.rank for f in factors)
-        present = [f for f in factors if f is not None]
         weight = base.weight
         assert isinstance(weight, Tensor)
+        present = [self._fitted(f) for f in factors if f is not None]
         dtype = weight.dtype if weight.dtype.is_floating_point else torch.float32
         place: dict[str, Any] = {"device": weight.device, "dtype": dtype}
         ranks = torch.tensor(self.ranks)
@@ -60,7 +61,11 @@ class MixtureLinear(nn.Module):
     segments: Tensor
     scales: Tensor
 
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "MixtureLinear":
+    @abstractmethod
+    def _fitted(self, factors: Factors) -> Factors:
+        """The factors in the shape that the layer computes with."""
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "MixtureLayer":
         # A model cast to half precision keeps its experts' scales exact: they are no weights.
         super()._apply(fn, recurse)
         self.scales = self._exact_scales.to(self.a.device)
@@ -78,27 +83,42 @@ class MixtureLinear(nn.Module):
 
     @property
     def in_features(self) -> int:
-        """Width that the layer reads."""
+        """Width, or channels, that the layer reads."""
         return self.a.shape[1]
 
     @property
     def out_features(self) -> int:
-        """Width that the layer writes."""
+        """Width, or channels, that the layer writes."""
         return self.b.shape[0]
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        """The base layer's output plus the mixture's update, (..., out_features)."""
+        """The base layer's output plus the mixture's update."""
         y = self.base(x, *args, **kwargs)
         weights = self.route(x.shape[0])
-        if weights is None:
-            return y
-        rank_weights = expand(align(weights, x, self.path), self.segments, self.scales)
-        return y + dense(x, self.a, self.b, rank_weights).to(y.dtype)
+        return y if weights is None else y + self._update(x, weights).to(y.dtype)
+
+    @abstractmethod
+    def _update(self, x: Tensor, weights: Tensor) -> Tensor:
+        """What the experts add to the base layer's output."""
+
+    @abstractmethod
+    def positions(self, x: Tensor) -> Tensor:
+        """The layer's input as a gate reads it: (rows, positions, width), or (rows, width)."""
+
+    @property
+    @abstractmethod
+    def reading(self) -> Tensor:
+        """The down projections as they meet one position that stands for all, (R, in)."""
+
+    def stacked(self, weights: Tensor) -> tuple[Tensor, Tensor]:
+        """Factors of Delta-W under constant weights (E,): a (R, ...) and b (out, R), in fp32."""
+        rank_weights = expand(weights.float().to(self.scales.device), self.segments, self.scales)
+        return self.a.float(), self.b.float() * rank_weights
 
     def delta(self, weights: Tensor) -> Tensor:
-        """Delta-W of constant weights (E,): `sum_e w_e s_e B_e A_e`, (out, in), in fp32."""
-        rank_weights = expand(weights.float().to(self.scales.device), self.segments, self.scales)
-        return (self.b.float() * rank_weights) @ self.a.float()
+        """Delta-W of constant weights (E,): `sum_e w_e s_e B_e A_e`, like the weight, in fp32."""
+        a, b = self.stacked(weights)
+        return (b @ a.flatten(1)).view(self.out_features, *a.shape[1:])
 
     def responses_gram(self) -> Tensor:
         """Inner products of the columns of `s_e B_e` within each expert, (R, R), in fp32."""
@@ -109,6 +129,56 @@ class MixtureLinear(nn.Module):
     def extra_repr(self) -> str:
         """What `print(model)` says of the layer."""
         return f"ranks={self.ranks}"
+
+
+class MixtureLinear(MixtureLayer):
+    """The mixture over a linear layer, one of any kind that maps the last axis."""
+
+    def _fitted(self, factors: Factors) -> Factors:
+        return factors.fitted(factors.shape[:2])
+
+    def _update(self, x: Tensor, weights: Tensor) -> Tensor:
+        rank_weights = expand(align(weights, x, self.path), self.segments, self.scales)
+        return dense(x, self.a, self.b, rank_weights)
+
+    def positions(self, x: Tensor) -> Tensor:
+        """The input itself."""
+        return x
+
+    @property
+    def reading(self) -> Tensor:
+        """The down projections, (R, in)."""
+        return self.a
+
+
+class MixtureConv2d(MixtureLayer):
+    """The mixture over a convolution: `A_e` is one of the same kernel and stride, `B_e` of pixels.
+
+    Gates over rows alone: a picture's weights are those of all its pixels.
+    """
+
+    base: nn.Conv2d
+
+    def _fitted(self, factors: Factors) -> Factors:
+        return factors.fitted(self.weight.shape)
+
+    def _update(self, x: Tensor, weights: Tensor) -> Tensor:
+        if weights.dim() > 2:
+            raise ValueError(
+                f"{self.path}: its gate's weights vary by position, and a convolution mixes the "
+                "positions that it reads; use a gate over rows"
+            )
+        rank_weights = expand(align(weights, x, self.path), self.segments, self.scales)
+        return dense_conv(x, self.a, self.b, rank_weights.movedim(-1, 1), self.base)
+
+    def positions(self, x: Tensor) -> Tensor:
+        """The pixels as positions, (rows, h * w, channels)."""
+        return x.flatten(2).transpose(1, 2)
+
+    @property
+    def reading(self) -> Tensor:
+        """The kernels' sums: the response to a picture that is the same everywhere, (R, in)."""
+        return self.a.sum((2, 3))
 
 
 def _own_keys(module: nn.Module, state: Any, prefix: str, _meta: Any) -> None:
@@ -127,17 +197,32 @@ def _base_keys(module: nn.Module, state: Any, prefix: str, *_rest: Any) -> None:
             state[f"{prefix}base.{name}"] = state.pop(prefix + name)
 
 
-def linear_shapes(model: nn.Module) -> Mapping[str, tuple[int, int]]:
-    """(out_features, in_features) of every linear layer of a model, by path.
+def mixture_layer(
+    path: str, base: nn.Module, factors: Sequence[Factors | None], route: Route
+) -> MixtureLayer:
+    """The mixture over a layer, by the layer's kind; arguments as of `MixtureLayer`."""
+    kind = MixtureConv2d if isinstance(base, nn.Conv2d) else MixtureLinear
+    return kind(path, base, factors, route)
 
-    Without those that torch's own attention and encoder layers read past their forward: experts
-    there would stay silent.
+
+def layer_shapes(model: nn.Module) -> Mapping[str, tuple[int, ...]]:
+    """Shape of the weight of every layer of a model that can take experts, by path.
+
+    These are its linear layers and its plain convolutions over pictures. Without those that
+    torch's own attention and encoder layers read past their forward: experts there would stay
+    silent.
     """
     found = {}
     for path, module in model.named_modules():
-        if not isinstance(module, nn.Linear):
-            continue
-        parent = model.get_submodule(path.rpartition(".")[0])
-        if not isinstance(parent, nn.MultiheadAttention | nn.TransformerEncoderLayer):
-            found[path] = (module.out_features, module.in_features)
+        if isinstance(module, nn.Linear):
+            parent = model.get_submodule(path.rpartition(".")[0])
+            if not isinstance(parent, nn.MultiheadAttention | nn.TransformerEncoderLayer):
+                found[path] = (module.out_features, module.in_features)
+        elif isinstance(module, nn.Conv2d) and _plain(module):
+            found[path] = tuple(module.weight.shape)
     return found
+
+
+def _plain(conv: nn.Conv2d) -> bool:
+    # In groups, A of each expert would have to know them; peft pads with zeros whatever the base.
+    return conv.groups == 1 and conv.padding_mode == "zeros"

@@ -22,16 +22,20 @@ def mean_shares(records: Sequence[Record]) -> Tensor:
     sums, counts = [], []
     for record in records:
         weights = record.output.weights.float()
-        shares = weights / weights.sum(-1, keepdim=True)
-        real = torch.ones(shares.shape[:-1], device=shares.device)
-        if record.real is not None and shares.dim() == 3:
-            real = record.real.float()
-            # A padded position's share may be anything: it must not meet a product.
-            shares = shares.masked_fill(real.unsqueeze(-1) == 0, 0.0)
+        shares, real = real_positions(record, weights / weights.sum(-1, keepdim=True))
         sums.append(shares.reshape(-1, shares.shape[-1]).sum(0))
         counts.append(real.sum())
     total = sum_over_processes(torch.stack(sums))
     return total / sum_over_processes(torch.stack(counts)).unsqueeze(-1)
+
+
+def real_positions(record: Record, values: Tensor) -> tuple[Tensor, Tensor]:
+    """Values of a record's gate (..., E) with padding at zero, and what counts, (...), 1 or 0."""
+    values = values.float()
+    if record.real is None or values.dim() < 3:
+        return values, torch.ones(values.shape[:-1], device=values.device)
+    # A padded position's value may be anything: it must not meet a product.
+    return values.masked_fill(~record.real.unsqueeze(-1), 0.0), record.real.float()
 
 
 def balance(records: Sequence[Record]) -> Tensor:

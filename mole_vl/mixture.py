@@ -13,7 +13,7 @@ from torch.utils.hooks import RemovableHandle
 from mole_vl.dispatch import Dispatch
 from mole_vl.experts import Expert
 from mole_vl.gates import Gate, GateInput, GateSpec
-from mole_vl.layers import MixtureLinear
+from mole_vl.layers import MixtureLayer, mixture_layer
 from mole_vl.passes import EVERYWHERE, Record
 from mole_vl.sites import Layout
 
@@ -59,7 +59,7 @@ class Mixture(nn.Module):
         self.layout = layout
         self.sites = {site.name: site for site in layout.sites}
         layers = {
-            path: MixtureLinear(
+            path: mixture_layer(
                 path,
                 base,
                 [expert.layers.get(path) for expert in experts],
@@ -78,13 +78,13 @@ class Mixture(nn.Module):
         self.gates = nn.ModuleDict({f"at {name}".replace(".", "/"): g for name, g in gates.items()})
         self._dispatch = Dispatch(layout, gates, readers, spec.reads_input)
         # In a plain dict: the model registers the layers, the handle must not do it again.
-        self._layers = layers
+        self.layers: Mapping[str, MixtureLayer] = layers
         self._wiring: _Wiring | None = None
 
     def wire(self, model: nn.Module) -> None:
         """Put the mixture layers into the model, hook the gates in, freeze the base."""
         trainable = frozenset(n for n, p in model.named_parameters() if p.requires_grad)
-        for path, layer in self._layers.items():
+        for path, layer in self.layers.items():
             put_module(model, path, layer)
         hooks = self._dispatch.attach(model)
         model.requires_grad_(False)
@@ -219,7 +219,7 @@ class Mixture(nn.Module):
             )
 
     def _device(self) -> torch.device:
-        return next(iter(self._layers.values())).a.device
+        return next(iter(self.layers.values())).a.device
 
     # The model
 
@@ -249,28 +249,42 @@ class Mixture(nn.Module):
         wiring = self._wired()
         if wiring.originals:
             raise RuntimeError("this mixture is baked already: unmix() gives the base back")
-        quantised = [p for p, m in self._layers.items() if not m.weight.is_floating_point()]
+        quantised = [p for p, m in self.layers.items() if not m.weight.is_floating_point()]
         if quantised:
             raise ValueError(f"bake: {quantised[0]} is quantised and cannot take a sum")
         self._refuse_tied(wiring.model)
+        constant = self.constant_weights(weights)
         baked = {
-            path: (layer.weight.float() + layer.delta(self._constant(path, weights)))
-            for path, layer in self._layers.items()
+            path: (layer.weight.float() + layer.delta(constant[path]))
+            for path, layer in self.layers.items()
         }
         for path, weight in baked.items():
-            own = self._layers[path].weight
+            own = self.layers[path].weight
             wiring.originals[path] = own.detach().clone()
             own.copy_(weight.to(own.dtype))
         self._dispatch.silent = True
 
     def _refuse_tied(self, model: nn.Module) -> None:
-        own = {id(layer.weight) for layer in self._layers.values()}
+        own = {id(layer.weight) for layer in self.layers.values()}
         names = [n for n, p in model.named_parameters(remove_duplicate=False) if id(p) in own]
-        if len(names) > len(self._layers):
+        if len(names) > len(self.layers):
             raise ValueError(
                 "bake: a layer with experts shares its weight with another module, which the sum "
                 f"would change too (among {', '.join(names[:4])})"
             )
+
+    def constant_weights(
+        self, given: Tensor | Mapping[str, Any] | None = None
+    ) -> dict[str, Tensor]:
+        """The weights (E,) of each layer, by its path, as `bake` would fold them in.
+
+        Args:
+            given: As for `bake`.
+
+        Raises:
+            ValueError: The gates' weights vary with the input and none are given.
+        """
+        return {path: self._constant(path, given) for path in self.layers}
 
     def _constant(self, path: str, given: Tensor | Mapping[str, Any] | None) -> Tensor:
         name = self._dispatch.site_of[path].name
@@ -280,14 +294,14 @@ class Mixture(nn.Module):
             weights = self._vector(given)
         elif self.spec.reads_input:
             raise ValueError(
-                "bake: these gates read their input, so their weights vary; give the weights to "
+                "these gates read their input, so their weights vary; give the weights to "
                 "bake, such as the mean of what record() lists"
             )
         else:
             gate, readers = self._dispatch.gates[name], self._dispatch.readers[name]
             weights = gate(GateInput(None), readers).weights
         if weights.dim() != 1:
-            raise ValueError(f"bake: weights of shape {tuple(weights.shape)}, expected (experts,)")
+            raise ValueError(f"weights of shape {tuple(weights.shape)}, expected (experts,)")
         return weights
 
     @torch.no_grad()
@@ -295,10 +309,10 @@ class Mixture(nn.Module):
         """Give the base model back, bit for bit, and return it; the handle is of no use then."""
         wiring = self._wired()
         for path, weight in wiring.originals.items():
-            self._layers[path].weight.copy_(weight)
+            self.layers[path].weight.copy_(weight)
         for hook in wiring.hooks:
             hook.remove()
-        for path, layer in self._layers.items():
+        for path, layer in self.layers.items():
             put_module(wiring.model, path, layer.base)
         delattr(wiring.model, ATTRIBUTE)
         for name in _PAST_FORWARD:

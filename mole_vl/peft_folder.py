@@ -60,7 +60,7 @@ def read_peft(folder: str | Path, name: str | None = None) -> Expert:
         found = _KEY.match(key.removeprefix(_PREFIX))
         if found is None:
             raise ValueError(
-                f"{folder / WEIGHTS}: the key {key!r} is no LoRA factor of a linear layer; "
+                f"{folder / WEIGHTS}: the key {key!r} is no LoRA factor; "
                 "expected keys such as base_model.model.PATH.lora_A.weight"
             )
         pairs.setdefault(found["path"], {})[found["letter"]] = tensor
@@ -82,11 +82,8 @@ def trained_expert(model: nn.Module, name: str, base: str | None = None) -> Expe
     for path, module in model.named_modules():
         pairs, scales = getattr(module, "lora_A", None), getattr(module, "scaling", None)
         if isinstance(pairs, nn.ModuleDict) and scales and "default" in pairs:
-            layers[path] = Factors(
-                module.get_submodule("lora_A.default").weight.detach(),  # pyright: ignore
-                module.get_submodule("lora_B.default").weight.detach(),  # pyright: ignore
-                scales["default"],
-            )
+            a, b = (module.get_submodule(f"lora_{letter}.default").weight for letter in "AB")
+            layers[path] = Factors(a.detach(), b.detach().flatten(1), scales["default"])  # pyright: ignore
     return Expert(name, layers, base)
 
 
@@ -140,7 +137,8 @@ def write_peft(expert: Expert, folder: str | Path, dtype: torch.dtype | None = N
     }
     tensors = {}
     for path, factors in expert.layers.items():
-        for letter, factor in (("A", factors.a), ("B", factors.b)):
+        b = factors.b if factors.a.dim() == 2 else factors.b[:, :, None, None]
+        for letter, factor in (("A", factors.a), ("B", b)):
             stored = factor.detach().cpu().to(dtype or factor.dtype).contiguous()
             tensors[f"{_PREFIX}{path}.lora_{letter}.weight"] = stored
     with new_folder(folder) as partial:
@@ -209,13 +207,16 @@ def _factors(
         raise ValueError(f"{where} has lora_{next(iter(pair))} alone, expected A and B")
     a, b = pair["A"], pair["B"]
     rank = _pattern(config.get("rank_pattern"), path, config["r"])
-    if a.dim() != 2 or b.dim() != 2 or a.shape[0] != rank or b.shape[1] != rank:
+    convolves = a.dim() == b.dim() == 4 and b.shape[2:] == (1, 1)
+    if not (convolves or a.dim() == b.dim() == 2) or a.shape[0] != rank or b.shape[1] != rank:
         raise ValueError(
             f"{where} has factors of shape {tuple(a.shape)} and {tuple(b.shape)}, expected rank "
-            f"{rank}: ({rank}, in) and (out, {rank})"
+            f"{rank}: ({rank}, in) and (out, {rank}), or a convolution's ({rank}, in, h, w) and "
+            f"(out, {rank}, 1, 1)"
         )
     alpha = _pattern(config.get("alpha_pattern"), path, config["lora_alpha"])
-    return Factors(a, b, alpha / math.sqrt(rank) if config.get("use_rslora") else alpha / rank)
+    scale = alpha / math.sqrt(rank) if config.get("use_rslora") else alpha / rank
+    return Factors(a, b.flatten(1), scale)
 
 
 def _pattern(patterns: Mapping[str, Any] | None, path: str, default: Any) -> Any:

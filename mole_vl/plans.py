@@ -6,7 +6,7 @@ E experts.
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 
 def dense(x: Tensor, a: Tensor, b: Tensor, rank_weights: Tensor) -> Tensor:
@@ -26,6 +26,24 @@ def dense(x: Tensor, a: Tensor, b: Tensor, rank_weights: Tensor) -> Tensor:
     """
     hidden_R = F.linear(x.to(a.dtype), a)
     return F.linear(hidden_R * rank_weights.to(a.dtype), b)
+
+
+def dense_conv(x: Tensor, a: Tensor, b: Tensor, rank_weights: Tensor, base: nn.Conv2d) -> Tensor:
+    """`dense` for a convolution: A convolves as the base does, B maps pixel by pixel.
+
+    Args:
+        x: Layer input, (r, i, height, width).
+        a: Stacked kernels, (R, i, kernel height, kernel width).
+        b: Stacked up projections, (o, R).
+        rank_weights: `g_e s_e` of the expert that each rank belongs to, (1 or r, R, 1, 1).
+        base: The convolution whose stride, padding and dilation hold.
+
+    Returns:
+        The update of the layer's output, (r, o, height', width').
+    """
+    x = x.to(a.dtype)
+    hidden_R = F.conv2d(x, a, None, base.stride, base.padding, base.dilation)
+    return F.conv2d(hidden_R * rank_weights.to(a.dtype), b[:, :, None, None])
 
 
 def align(weights: Tensor, x: Tensor, where: str) -> Tensor:

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from mole_vl.gates.gate import Gate, GateInput, GateSpec
 from mole_vl.gates.output import GateOutput
-from mole_vl.layers import MixtureLinear
+from mole_vl.layers import MixtureLayer
 from mole_vl.sites import Site
 
 
@@ -34,7 +34,7 @@ class ConstantGate(Gate):
         self.values = self._exact.to(self.values.device)
         return self
 
-    def forward(self, given: GateInput, matrices: Sequence[MixtureLinear]) -> GateOutput:
+    def forward(self, given: GateInput, matrices: Sequence[MixtureLayer]) -> GateOutput:
         """Weights (E,)."""
         weights = self.values
         if given.kept is not None:
@@ -59,7 +59,7 @@ class _ConstantSpec(GateSpec):
 class Sum(_ConstantSpec):
     """Weight 1 each: what loading several LoRAs at once does everywhere."""
 
-    def build(self, experts: Sequence[str], site: Site, matrices: Sequence[MixtureLinear]) -> Gate:
+    def build(self, experts: Sequence[str], site: Site, matrices: Sequence[MixtureLayer]) -> Gate:
         """The gate of one site as a module."""
         return ConstantGate(torch.ones(len(experts)), share=False)
 
@@ -68,7 +68,7 @@ class Sum(_ConstantSpec):
 class Average(_ConstantSpec):
     """Weight 1/E each (NLA, normalised linear arithmetic); with a mask, 1/kept each."""
 
-    def build(self, experts: Sequence[str], site: Site, matrices: Sequence[MixtureLinear]) -> Gate:
+    def build(self, experts: Sequence[str], site: Site, matrices: Sequence[MixtureLayer]) -> Gate:
         """The gate of one site as a module."""
         return ConstantGate(torch.full((len(experts),), 1 / len(experts)), share=True)
 
@@ -85,7 +85,7 @@ class Constants(_ConstantSpec):
     weights: Mapping[str, float]
     by_site: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
 
-    def build(self, experts: Sequence[str], site: Site, matrices: Sequence[MixtureLinear]) -> Gate:
+    def build(self, experts: Sequence[str], site: Site, matrices: Sequence[MixtureLayer]) -> Gate:
         """The gate of one site as a module."""
         values = self.by_site.get(site.name, self.weights)
         odd = sorted(set(values) ^ set(experts))

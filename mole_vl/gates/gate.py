@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from mole_vl.gates.output import GateOutput
-from mole_vl.layers import MixtureLinear
+from mole_vl.layers import MixtureLayer
 from mole_vl.sites import Site
 
 
@@ -31,7 +31,7 @@ class Gate(nn.Module):
     """Weights of a site's experts for one call. It returns all it knows and keeps nothing."""
 
     @abstractmethod
-    def forward(self, given: GateInput, matrices: Sequence[MixtureLinear]) -> GateOutput:
+    def forward(self, given: GateInput, matrices: Sequence[MixtureLayer]) -> GateOutput:
         """The weights; `matrices` are the site's layers that read the site's width."""
 
 
@@ -48,5 +48,5 @@ class GateSpec:
         """Whether the gate looks at the site's input."""
 
     @abstractmethod
-    def build(self, experts: Sequence[str], site: Site, matrices: Sequence[MixtureLinear]) -> Gate:
+    def build(self, experts: Sequence[str], site: Site, matrices: Sequence[MixtureLayer]) -> Gate:
         """The gate of one site as a module."""

@@ -12,7 +12,7 @@ from mole_vl.gates.gate import Gate, GateInput, GateSpec
 from mole_vl.gates.normalisers import Normaliser, NormaliserSpec, Softmax
 from mole_vl.gates.output import GateOutput
 from mole_vl.gates.scores import Free, Hidden, Score, ScoreSpec
-from mole_vl.layers import MixtureLinear
+from mole_vl.layers import MixtureLayer
 from mole_vl.sites import Site
 
 Over = Literal["row", "position"]
@@ -57,7 +57,7 @@ class LearnedGate(Gate):
         self.normaliser = normaliser
         self.over = over
 
-    def forward(self, given: GateInput, matrices: Sequence[MixtureLinear]) -> GateOutput:
+    def forward(self, given: GateInput, matrices: Sequence[MixtureLayer]) -> GateOutput:
         """Weights (E,), (rows, E) or (rows, positions, E)."""
         x = given.x
         if x is not None and self.over == "row":
@@ -96,7 +96,7 @@ class MoLE(GateSpec):
         """One learned weight vector, normalised alike."""
         return replace(self, score=Free())
 
-    def build(self, experts: Sequence[str], site: Site, matrices: Sequence[MixtureLinear]) -> Gate:
+    def build(self, experts: Sequence[str], site: Site, matrices: Sequence[MixtureLayer]) -> Gate:
         """The gate of one site as a module."""
         score = self.score.build(len(experts), site.width, matrices)
         return LearnedGate(score, self.normaliser.build(len(experts)), self.over)

@@ -12,14 +12,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mole_vl.layers import MixtureLinear
+from mole_vl.layers import MixtureLayer
 
 
 class Score(nn.Module):
     """Maps a site's input (lead, d) to logits (lead, E), in fp32."""
 
     @abstractmethod
-    def forward(self, x: Tensor, matrices: Sequence[MixtureLinear]) -> Tensor:
+    def forward(self, x: Tensor, matrices: Sequence[MixtureLayer]) -> Tensor:
         """Logits of the experts; `matrices` are the site's layers."""
 
 
@@ -29,7 +29,7 @@ class ScoreSpec:
     reads_input: bool = True
 
     @abstractmethod
-    def build(self, experts: int, width: int, matrices: Sequence[MixtureLinear]) -> Score:
+    def build(self, experts: int, width: int, matrices: Sequence[MixtureLayer]) -> Score:
         """The score as a module, at zero."""
 
 
@@ -48,7 +48,7 @@ class HiddenScore(Score):
         self.bias = nn.Parameter(torch.zeros(experts))
         self.register_buffer("centre", torch.zeros(width))
 
-    def forward(self, x: Tensor, matrices: Sequence[MixtureLinear]) -> Tensor:
+    def forward(self, x: Tensor, matrices: Sequence[MixtureLayer]) -> Tensor:
         """Logits of the experts."""
         features = unit_sized(unit_sized(x.float()) - self.centre.float())
         return F.linear(features, self.weight.float(), self.bias.float())
@@ -67,7 +67,7 @@ class _ResponseScore(Score):
     experts x out_features is built for any position.
     """
 
-    def __init__(self, experts: int, matrices: Sequence[MixtureLinear]) -> None:
+    def __init__(self, experts: int, matrices: Sequence[MixtureLayer]) -> None:
         super().__init__()
         self.experts = experts
         out = sum(m.out_features for m in matrices)
@@ -76,12 +76,12 @@ class _ResponseScore(Score):
         self.weight = nn.Parameter(torch.zeros(experts, experts, out))
         self.bias = nn.Parameter(torch.zeros(experts))
 
-    def forward(self, x: Tensor, matrices: Sequence[MixtureLinear]) -> Tensor:
+    def forward(self, x: Tensor, matrices: Sequence[MixtureLayer]) -> Tensor:
         numerator = torch.zeros((), device=x.device)
         square = torch.zeros((), device=x.device)
         parts = self.weight.float().split([m.out_features for m in matrices], dim=-1)
         for matrix, part in zip(matrices, parts, strict=True):
-            hidden_R = F.linear(x.float(), matrix.a.float())
+            hidden_R = F.linear(x.float(), matrix.reading.float())
             columns_oR = matrix.b.float() * matrix.scales
             # Rank j belongs to expert segments[j]: it meets that expert's slice of W.
             product_ER = torch.einsum("fjo,oj->fj", part[:, matrix.segments], columns_oR)
@@ -97,7 +97,7 @@ class _FreeScore(Score):
         super().__init__()
         self.logits = nn.Parameter(torch.zeros(experts))
 
-    def forward(self, x: Tensor, matrices: Sequence[MixtureLinear]) -> Tensor:
+    def forward(self, x: Tensor, matrices: Sequence[MixtureLayer]) -> Tensor:
         return self.logits.float()
 
 
@@ -105,7 +105,7 @@ class _FreeScore(Score):
 class Hidden(ScoreSpec):
     """Reads the site's input, L2-normalised (the MoLE authors' code), seen from its `centre`."""
 
-    def build(self, experts: int, width: int, matrices: Sequence[MixtureLinear]) -> Score:
+    def build(self, experts: int, width: int, matrices: Sequence[MixtureLayer]) -> Score:
         """The score as a module, at zero."""
         return HiddenScore(experts, width)
 
@@ -117,7 +117,7 @@ class Responses(ScoreSpec):
     Taken for each matrix of the site that reads the site's width, concatenated, L2-normalised.
     """
 
-    def build(self, experts: int, width: int, matrices: Sequence[MixtureLinear]) -> Score:
+    def build(self, experts: int, width: int, matrices: Sequence[MixtureLayer]) -> Score:
         """The score as a module, at zero.
 
         Raises:
@@ -137,6 +137,6 @@ class Free(ScoreSpec):
 
     reads_input = False
 
-    def build(self, experts: int, width: int, matrices: Sequence[MixtureLinear]) -> Score:
+    def build(self, experts: int, width: int, matrices: Sequence[MixtureLayer]) -> Score:
         """The score as a module, at zero."""
         return _FreeScore(experts)

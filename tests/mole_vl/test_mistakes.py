@@ -33,7 +33,7 @@ from tests.toys import (
             lambda e: [
                 Expert("eve", {**e[0].layers, "nowhere.q": e[0].layers["blocks.0.attention.q"]})
             ],
-            "1 layers that this model lacks: nowhere.q",
+            "1 layers that this model lacks, or that take no experts: nowhere.q",
         ),
         (
             lambda e: [Expert("eve", {"blocks.0.ff.0": e[0].layers["blocks.0.attention.q"]})],

@@ -242,9 +242,9 @@ def test_autocast_agrees_to_its_tolerance():
 def test_scales_and_constants_stay_exact_when_a_model_is_cast():
     model = Toy()
     mixture = mix(model, three(model), gate=Average(), site="matrix")
-    before = {path: layer.scales.clone() for path, layer in mixture._layers.items()}
+    before = {path: layer.scales.clone() for path, layer in mixture.layers.items()}
     model.to(torch.bfloat16).float()
-    assert all(torch.equal(layer.scales, before[path]) for path, layer in mixture._layers.items())
+    assert all(torch.equal(layer.scales, before[path]) for path, layer in mixture.layers.items())
     assert mixture.gate("blocks.0.ff.0").values.tolist() == torch.full((3,), 1 / 3).tolist()
 
 
