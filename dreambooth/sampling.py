@@ -1,5 +1,7 @@
 """Deterministic sampling with guidance, as functions: DDIM (arXiv 2010.02502)."""
 
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -7,6 +9,14 @@ from diffusers import DDIMScheduler
 from torch import Tensor
 
 from dreambooth.base import Base
+
+Branches = Callable[[int], Sequence[AbstractContextManager[object]]]
+"""For a step of the sampler, the contexts under each of which the network is asked once."""
+
+
+def one_branch(_step: int) -> Sequence[AbstractContextManager[object]]:
+    """Every step as it stands."""
+    return [nullcontext()]
 
 
 def schedule(base: Base, steps: int) -> DDIMScheduler:
@@ -39,6 +49,7 @@ def sample(
     scheduler: DDIMScheduler,
     guidance: float,
     upto: int | None = None,
+    branches: Branches = one_branch,
 ) -> Tensor:
     """From noise to latents (rows, c, h, w).
 
@@ -49,10 +60,16 @@ def sample(
         scheduler: With its steps set.
         guidance: Strength of guidance.
         upto: Steps to take; all of them if not given.
+        branches: The guided outputs of a step's contexts are averaged (LoRA Switch has one context
+            a step, Composite one for each LoRA: arXiv 2402.16843).
     """
     latents = noise * scheduler.init_noise_sigma
-    for step in scheduler.timesteps[:upto]:
-        output = guided(base, latents, step, states, guidance)
+    for index, step in enumerate(scheduler.timesteps[:upto]):
+        outputs = []
+        for context in branches(index):
+            with context:
+                outputs.append(guided(base, latents, step, states, guidance))
+        output = torch.stack(outputs).mean(0)
         stepped: Any = scheduler.step(output, int(step), latents)
         latents = stepped.prev_sample
     return latents

@@ -1,0 +1,273 @@
+"""A subject's and a style's LoRA joined in every way there is, against the true drawing.
+
+    python benchmarks/composition.py --split dev     # chooses the merges' strengths
+    python benchmarks/composition.py --split test    # all test subjects in all test styles
+    python benchmarks/composition.py --quick         # one development pair, for a look
+
+Every way draws the same prompt from the same noise. Image alignment is the cosine to the true
+drawing, which nothing was trained on, both seen from the mean training picture: by judge-CLIP, by
+EfficientNet-Lite0 (ImageNet), and by loss-CLIP, which trains the gates, in rows marked so. The rank
+of the truth is its place among all pictures of the world, nearest first. Text alignment is
+judge-CLIP's cosine to the caption. The unit is the pair, its noises averaged first; intervals are
+by bootstrap over subjects. A pair that is done is kept under out/benchmarks and not drawn again.
+"""
+
+import argparse
+import json
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dreambooth.base import Base
+from dreambooth.clip import Clip
+from dreambooth.grid import save_grid
+from dreambooth.sampling import Branches, one_branch, sample, schedule
+from dreambooth.subject_style import SubjectStyle
+from dreambooth.world.candidates import write_candidates
+from dreambooth.world.compositions import Composition, compositions
+from dreambooth.world.pictures import Pictures
+from dreambooth.world.scenes import to_float
+from dreambooth.world.split import base_pairs
+from dreambooth.world.world import World
+from emoji_pairs import CONFIG, PICTURES, WORLD, domain_of
+from eyes import Eye, efficientnet
+from merges import KINDS, PeftMerges
+from mole_vl import Mixture
+from mole_vl.domain import prepare
+from mole_vl.gates import Free, MoLE, Sigmoid
+from mole_vl.training import fit, mix_seed
+from presets import described, load, plan
+from results import FOLDER, ROOT, measured, write_results
+
+OUT = ROOT / "out/benchmarks/composition"
+STRENGTHS = (0.6, 0.8, 1.0)
+MERGES = ("sum", *(f"peft {kind}" for kind in KINDS))
+SWITCH_EVERY = 5
+
+
+class Judges:
+    """The eyes of the benchmark, and what they see of the whole world."""
+
+    def __init__(self, judge: str, trained_on: str) -> None:
+        self.world = World.load(WORLD)
+        pictures = Pictures.load(WORLD, self.world)
+        self.pairs = self.world.pairs()
+        every = torch.stack([to_float(pictures[pair]) for pair in self.pairs])
+        place = {pair: index for index, pair in enumerate(self.pairs)}
+        ordinary = every[[place[pair] for pair in base_pairs(self.world)]]
+        self.clip = Clip(judge)
+        encoders = {
+            "judge-CLIP": self.clip.pictures,
+            "EfficientNet-Lite0": efficientnet(),
+            "loss-CLIP, trained on": Clip(trained_on).pictures,
+        }
+        self.eyes = {name: Eye(encode, ordinary) for name, encode in encoders.items()}
+        self.seen = {name: eye(every) for name, eye in self.eyes.items()}
+        self.place = place
+        self.every = every
+
+    def picture(self, pair: Composition) -> Tensor:
+        """The true drawing, (3, h, w) in [-1, 1]."""
+        return self.every[self.place[pair.pair]]
+
+    @torch.no_grad()
+    def scores(self, pictures: Tensor, pair: Composition, caption: str) -> dict[str, list[float]]:
+        """Each measure of each picture."""
+        found = {}
+        truth = self.place[pair.pair]
+        for name, eye in self.eyes.items():
+            cosines = eye(pictures) @ self.seen[name].T
+            own = cosines[:, truth]
+            found[f"image alignment, {name}"] = own.tolist()
+            nearer = (cosines > own[:, None]).sum(1)
+            found[f"rank of the truth, {name}"] = (nearer + 1).tolist()
+        words = self.clip.captions([caption])[0]
+        found["text alignment, judge-CLIP"] = (self.clip.pictures(pictures) @ words).tolist()
+        return found
+
+
+def switched(mixture: Mixture) -> Branches:
+    """LoRA Switch: one LoRA at a time, the next one every few steps (arXiv 2402.16843)."""
+    names = mixture.names
+    return lambda step: [mixture.pinned({names[step // SWITCH_EVERY % len(names)]: 1.0})]
+
+
+def composite(mixture: Mixture) -> Branches:
+    """LoRA Composite: the mean of one guided prediction for each LoRA (arXiv 2402.16843)."""
+    return lambda _step: [mixture.pinned({name: 1.0}) for name in mixture.names]
+
+
+def ways(
+    preset: Any,
+    pair: Composition,
+    strengths: Mapping[str, Sequence[float]],
+    output: Path,
+    quick: bool,
+) -> Iterator[tuple[str, SubjectStyle, Branches]]:
+    """Every way to join a pair's LoRAs, with the domain whose UNet it is built into."""
+    steps = 2 if quick else preset.fit.steps
+    domain, mixture = trained(preset, pair, preset.gate, plan(preset), output / "gates", steps)
+    yield "base", domain, lambda _: [mixture.disabled()]
+    yield "subject", domain, lambda _: [mixture.pinned({pair.subject.name: 1.0})]
+    yield "style", domain, lambda _: [mixture.pinned({pair.style.name: 1.0})]
+    for strength in strengths["sum"]:
+        same = dict.fromkeys(mixture.names, strength)
+        yield f"sum {strength}", domain, lambda _, same=same: [mixture.pinned(same)]
+    mean = dict.fromkeys(mixture.names, 1 / len(mixture.names))
+    yield "NLA", domain, lambda _: [mixture.pinned(mean)]
+    yield "Switch", domain, switched(mixture)
+    yield "Composite", domain, composite(mixture)
+    yield "gates", domain, one_branch
+    whole = plan(preset) | {"site": "network", "after": 0}
+    vector = MoLE(score=Free(), normaliser=Sigmoid())
+    domain, _ = trained(preset, pair, vector, whole, output / "network", steps)
+    yield "network vector", domain, one_branch
+    domain = domain_of(preset, pair, drawn=1)
+    domain.mix(preset.gate, "block")
+    domain.mixture.unmix()
+    loras = [WORLD / "loras" / part.name / "unet" for part in (pair.subject, pair.style)]
+    merges = PeftMerges(domain.base.unet, loras)
+    for kind in KINDS:
+        for strength in strengths[f"peft {kind}"]:
+            torch.manual_seed(0)  # DARE drops at random
+            with merges.merged(kind, strength):
+                yield f"peft {kind} {strength}", domain, one_branch
+
+
+def trained(
+    preset: Any, pair: Composition, gate: Any, where: Mapping[str, Any], output: Path, steps: int
+) -> tuple[SubjectStyle, Mixture]:
+    """A pair's domain with its gates trained as the preset says."""
+    domain = domain_of(preset, pair, drawn=1)
+    config = replace(preset.fit, steps=steps, output=output, progress=False)
+    mixtures, task, agreed = prepare(domain, gate, config, **where)
+    fit(task, config, agreed)
+    return domain, mixtures["unet"]
+
+
+@torch.no_grad()
+def drawn(domain: SubjectStyle, branches: Branches, noises: int) -> Tensor:
+    """Pictures of a pair, one from each noise."""
+    base: Base = domain.base
+    shape = base.latent_shape(domain.resolution)
+    noise = torch.stack(
+        [
+            torch.randn(shape, generator=torch.Generator().manual_seed(mix_seed(0, i, 0, 2)))
+            for i in range(noises)
+        ]
+    )
+    states = domain.states.repeat_interleave(noises, 0)
+    scheduler = schedule(base, domain.loss.steps)
+    latents = sample(base, noise, states, scheduler, domain.loss.guidance, branches=branches)
+    return base.decode(latents).clamp(-1, 1)
+
+
+def units_of(
+    preset: Any,
+    pair: Composition,
+    strengths: Mapping[str, Sequence[float]],
+    judges: Judges,
+    folder: Path,
+    options: argparse.Namespace,
+) -> dict[str, dict[str, list[float]]]:
+    """Scores of one pair by way and measure; its pictures are left as a grid."""
+    file = folder / f"{pair.name}.json"
+    if file.exists():
+        return json.loads(file.read_text())
+    found, rows = {}, {}
+    for name, domain, branches in ways(preset, pair, strengths, folder / pair.name, options.quick):
+        rows[name] = drawn(domain, branches, options.noises)
+        found[name] = judges.scores(rows[name], pair, domain.caption)
+    rows["truth"] = judges.picture(pair).unsqueeze(0)
+    save_grid(rows, folder / f"{pair.name}.png")
+    file.write_text(json.dumps(found))
+    return found
+
+
+def chosen_strengths(scores: Mapping[str, Mapping[str, Sequence[float]]]) -> dict[str, float]:
+    """Each merge's strength of the best image alignment, by judge-CLIP, on development pairs."""
+    means = {arm: np.mean(found["image alignment, judge-CLIP"]) for arm, found in scores.items()}
+    return {
+        merge: max(STRENGTHS, key=lambda strength: means[f"{merge} {strength}"]) for merge in MERGES
+    }
+
+
+def main() -> None:
+    """Run the benchmark."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--split", choices=("dev", "test"), default="dev")
+    parser.add_argument("--noises", type=int, default=4, help="pictures of each pair and way")
+    parser.add_argument("--quick", action="store_true", help="one development pair, for a look")
+    options = parser.parse_args()
+    results = OUT.parent if options.quick else FOLDER
+    strengths: dict[str, Sequence[float]] = dict.fromkeys(MERGES, STRENGTHS)
+    if options.split == "test":
+        dev = json.loads((results / "composition_dev.json").read_text())
+        strengths = {merge: [one] for merge, one in dev["settings"]["strengths"].items()}
+    write_candidates(WORLD, PICTURES)
+    preset = load(CONFIG)
+    judges = Judges(preset.domain.judge_name, preset.domain.clip_name)
+    folder = OUT / ("quick" if options.quick else options.split)
+    folder.mkdir(parents=True, exist_ok=True)
+    pairs = compositions(WORLD, options.split)[: 1 if options.quick else None]
+    units: dict[str, dict[str, dict[str, list[float]]]] = {}
+    for pair in pairs:
+        units[pair.name] = units_of(preset, pair, strengths, judges, folder, options)
+        print(f"{pair.name}: done", flush=True)
+    scores = by_arm(pairs, units)
+    settings = described(CONFIG) | {
+        "loss": asdict(preset.domain.loss),
+        "noises": options.noises,
+        "strengths": chosen_strengths(scores[None])
+        if options.split == "dev"
+        else {merge: one[0] for merge, one in strengths.items()},
+    }
+    rows = [row for style, found in scores.items() for row in summary(style, found)]
+    name = f"composition_{options.split}"
+    write_results(name, rows, settings=settings, seeds=[preset.fit.seed], folder=results)
+
+
+def by_arm(
+    pairs: Sequence[Composition], units: Mapping[str, Mapping[str, Mapping[str, Sequence[float]]]]
+) -> dict[str | None, dict[str, dict[str, list[float]]]]:
+    """A value for each subject, by style (None for all), arm and measure.
+
+    Subjects have the same styles, so a bootstrap over these means is one over subjects.
+    """
+    styles = dict.fromkeys(pair.style.name for pair in pairs)
+    found: dict[str | None, dict[str, dict[str, list[float]]]] = {}
+    for style in (None, *(styles if len(styles) > 1 else ())):
+        values: dict[Any, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
+        for pair in pairs:
+            if style in (None, pair.style.name):
+                for arm, measures in units[pair.name].items():
+                    for measure, drawn in measures.items():
+                        values[arm, measure][pair.subject.name].append(float(np.mean(drawn)))
+        found[style] = defaultdict(dict)
+        for (arm, measure), subjects in values.items():
+            found[style][arm][measure] = [float(np.mean(v)) for v in subjects.values()]
+    return found
+
+
+def summary(style: str | None, scores: Mapping[str, Mapping[str, Sequence[float]]]) -> list[Any]:
+    """Every arm's measures, and the paired differences from the gates."""
+    where = "" if style is None else f" in {style}"
+    rows = []
+    for measure in scores["gates"]:
+        for arm, found in scores.items():
+            rows.append(measured(measure + where, arm, found[measure]))
+        for arm, found in scores.items():
+            if arm != "gates":
+                pairs = zip(scores["gates"][measure], found[measure], strict=True)
+                rows.append(measured(measure + where, f"gates - {arm}", [g - o for g, o in pairs]))
+    return rows
+
+
+if __name__ == "__main__":
+    main()
