@@ -1,10 +1,11 @@
-"""Where diffusers' models are met: their blocks, and the rows of guidance."""
+"""Where diffusers' models are met: their blocks, their paths, and the rows of guidance."""
 
 import torch
 from diffusers.models.modeling_utils import ModelMixin
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from mole_vl.experts import Expert
 from mole_vl.sites import blocks_of
 
 # A UNet registers its middle last, and runs it before its upper half.
@@ -45,6 +46,22 @@ def _width(module: nn.Module) -> int:
     if not isinstance(width, int):
         raise ValueError(f"{type(module).__name__} does not say the width that it reads as `dim`")
     return width
+
+
+def fitted_to(expert: Expert, model: nn.Module) -> Expert:
+    """The expert with its text encoder's paths as this model has them.
+
+    Files write them with and without `text_model.`, and so do versions of transformers. Paths that
+    fit, or fit neither way, stay.
+    """
+    own = {path for path, _ in model.named_modules()}
+    renames = {}
+    for path in expert.layers.keys() - own:
+        bare = path.removeprefix("text_model.")
+        other = bare if bare != path else f"text_model.{path}"
+        if other in own and other not in expert.layers:
+            renames[path] = other
+    return expert.renamed(renames) if renames else expert
 
 
 def positive_rows(pictures: int, device: torch.device | str = "cpu") -> Tensor:

@@ -7,6 +7,7 @@ peft's own. A field of the config that changes the arithmetic and is not known h
 import json
 import math
 import re
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -64,7 +65,7 @@ def read_peft(folder: str | Path, name: str | None = None) -> Expert:
                 "expected keys such as base_model.model.PATH.lora_A.weight"
             )
         pairs.setdefault(found["path"], {})[found["letter"]] = tensor
-    layers = {path: _factors(folder, path, pair, config) for path, pair in pairs.items()}
+    layers = layers_by_config(pairs, config, str(folder / WEIGHTS))
     return Expert(
         name or folder.resolve().name, layers, config.get("base_model_name_or_path"), str(folder)
     )
@@ -109,19 +110,45 @@ def read_components(folder: str | Path, name: str | None = None) -> dict[str, Ex
     return {part.name: read_peft(part, name) for part in parts}
 
 
-def write_peft(expert: Expert, folder: str | Path, dtype: torch.dtype | None = None) -> None:
+def write_peft(
+    expert: Expert,
+    folder: str | Path,
+    dtype: torch.dtype | None = None,
+    metadata: Mapping[str, str] | None = None,
+) -> None:
     """Write an expert as a PEFT LoRA folder, in one rename; an older folder there is replaced.
 
     Args:
         expert: Ranks and scales may differ by layer: they become rank_pattern and alpha_pattern.
         folder: Where to.
         dtype: Type of the stored factors; their own if not given.
+        metadata: More entries of the header of adapter_model.safetensors.
     """
     folder = Path(folder)
+    tensors = {f"{_PREFIX}{key}": tensor for key, tensor in peft_tensors(expert, dtype).items()}
+    with new_folder(folder) as partial:
+        (partial / CONFIG).write_text(json.dumps(peft_config(expert), indent=2) + "\n")
+        save_file(tensors, partial / WEIGHTS, metadata={**(metadata or {}), "format": "pt"})
+
+
+def peft_tensors(expert: Expert, dtype: torch.dtype | None = None) -> dict[str, Tensor]:
+    """The factors by peft's keys, `PATH.lora_A.weight`, a convolution's both of four dimensions."""
+    tensors = {}
+    for path, factors in expert.layers.items():
+        b = factors.b if factors.a.dim() == 2 else factors.b[:, :, None, None]
+        for letter, factor in (("A", factors.a), ("B", b)):
+            stored = factor.detach().cpu().to(dtype or factor.dtype).contiguous()
+            tensors[f"{path}.lora_{letter}.weight"] = stored
+    return tensors
+
+
+def peft_config(expert: Expert) -> dict[str, Any]:
+    """The fields of adapter_config.json that make peft compute what the expert does."""
     ranks = {path: factors.rank for path, factors in expert.layers.items()}
     alphas = {path: factors.scale * factors.rank for path, factors in expert.layers.items()}
-    rank, alpha = max(ranks.values()), max(alphas.values())
-    config = {
+    # The most frequent are the defaults: a pattern is matched against every layer.
+    rank, alpha = (Counter(by.values()).most_common(1)[0][0] for by in (ranks, alphas))
+    return {
         "peft_type": "LORA",
         "task_type": None,
         "base_model_name_or_path": expert.base,
@@ -135,15 +162,6 @@ def write_peft(expert: Expert, folder: str | Path, dtype: torch.dtype | None = N
         "bias": "none",
         "use_rslora": False,
     }
-    tensors = {}
-    for path, factors in expert.layers.items():
-        b = factors.b if factors.a.dim() == 2 else factors.b[:, :, None, None]
-        for letter, factor in (("A", factors.a), ("B", b)):
-            stored = factor.detach().cpu().to(dtype or factor.dtype).contiguous()
-            tensors[f"{_PREFIX}{path}.lora_{letter}.weight"] = stored
-    with new_folder(folder) as partial:
-        (partial / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
-        save_file(tensors, partial / WEIGHTS, metadata={"format": "pt"})
 
 
 def _exact(path: str) -> str:
@@ -159,9 +177,20 @@ def _read_config(folder: Path) -> Mapping[str, Any]:
         config = json.loads(file.read_text())
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{file} is no JSON: {error}") from error
+    check_config(config, str(file))
+    return config
+
+
+def check_config(config: Any, where: str) -> None:
+    """Raise ValueError unless this is the config of a LoRA whose arithmetic is known here.
+
+    Args:
+        config: What adapter_config.json holds.
+        where: Where it was read, for messages.
+    """
     if not isinstance(config, dict) or config.get("peft_type") != "LORA":
         kind = config.get("peft_type") if isinstance(config, dict) else type(config).__name__
-        raise ValueError(f"{file}: peft_type is {kind!r}, expected 'LORA'")
+        raise ValueError(f"{where}: peft_type is {kind!r}, expected 'LORA'")
     active = {key: value for key, value in config.items() if value not in (None, False, [], {})}
     faults = [
         f"{key} = {value!r} is not supported"
@@ -179,8 +208,7 @@ def _read_config(folder: Path) -> Mapping[str, Any]:
         if not isinstance(config.get(key), kind) or config[key] <= 0:
             faults.append(f"{key} = {config.get(key)!r}, expected a positive number")
     if faults:
-        raise ValueError(f"{file}: " + "; ".join(faults))
-    return config
+        raise ValueError(f"{where}: " + "; ".join(faults))
 
 
 def _read_tensors(folder: Path) -> Mapping[str, Tensor]:
@@ -199,10 +227,20 @@ def _read_tensors(folder: Path) -> Mapping[str, Tensor]:
         raise ValueError(f"{file} is damaged or no safetensors file: {error}") from error
 
 
+def layers_by_config(
+    pairs: Mapping[str, Mapping[str, Tensor]], config: Mapping[str, Any], where: str
+) -> dict[str, Factors]:
+    """Factors by path from pairs of tensors {"A": ..., "B": ...} and the config that scales them.
+
+    Raises:
+        ValueError: Half a pair, or one that does not agree with the config.
+    """
+    return {path: _factors(f"{where}: {path}", path, pair, config) for path, pair in pairs.items()}
+
+
 def _factors(
-    folder: Path, path: str, pair: Mapping[str, Tensor], config: Mapping[str, Any]
+    where: str, path: str, pair: Mapping[str, Tensor], config: Mapping[str, Any]
 ) -> Factors:
-    where = f"{folder / WEIGHTS}: {path}"
     if set(pair) != {"A", "B"}:
         raise ValueError(f"{where} has lora_{next(iter(pair))} alone, expected A and B")
     a, b = pair["A"], pair["B"]
