@@ -163,7 +163,7 @@ def drawn(domain: SubjectStyle, branches: Branches, noises: int) -> Tensor:
         ]
     )
     states = domain.states.repeat_interleave(noises, 0)
-    scheduler = schedule(base, domain.loss.steps)
+    scheduler = schedule(base, domain.steps)
     latents = sample(base, noise, states, scheduler, domain.loss.guidance, branches=branches)
     return base.decode(latents).clamp(-1, 1)
 

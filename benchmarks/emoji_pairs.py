@@ -42,6 +42,7 @@ def domain_of(preset: Any, pair: Composition, drawn: int) -> SubjectStyle:
         resolution=given.resolution,
         loss=given.loss,
         drawn=drawn,
+        steps=given.steps,
         **pair.settings(WORLD / "loras", PICTURES),
     )
 

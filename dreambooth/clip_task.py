@@ -10,7 +10,7 @@ from dreambooth.adapter import positive_rows
 from dreambooth.base import Base
 from dreambooth.clip import Clip, away
 from dreambooth.data import Jitter
-from dreambooth.sampling import guided, sample, schedule
+from dreambooth.sampling import guided, sample, schedule, walk
 from mole_vl import Mixture
 from mole_vl.faults import at_least, refuse
 from mole_vl.losses import balance
@@ -24,9 +24,10 @@ _VIEWS, DRAWN = 1, 2
 class ClipLoss:
     """How pictures are drawn and judged while gates are trained.
 
-    Each step draws from fresh noise, without gradient, up to a step of the sampler that is chosen
-    at random; the clean picture predicted there is decoded and judged, with gradient through that
-    one call of the network. In several views, each moved and shrunk a little, a picture must please
+    Each step draws from fresh noise up to a step of the sampler that is chosen at random; the clean
+    picture predicted there is decoded and judged, with gradient through that call of the network
+    and `through - 1` before it (truncated back-propagation: what a gate does early shows late). In
+    several views, each moved and shrunk a little, a picture must please
     by what it shows, not by a texture that this one CLIP likes.
 
     Args:
@@ -34,6 +35,7 @@ class ClipLoss:
         guidance: Strength of classifier-free guidance.
         first: Share of the sampler's steps before the earliest that is judged.
         last: Share of the sampler's steps before the latest that is judged.
+        through: How many of the network's calls up to the judged one the gradient passes.
         text: Weight of the caption term.
         picture: Weight of the term of the experts' own pictures.
         views: How many times each picture is judged.
@@ -44,6 +46,7 @@ class ClipLoss:
     guidance: float = 3.0
     first: float = 0.0
     last: float = 0.8
+    through: int = 1
     text: float = 1.0
     picture: float = 1.0
     views: int = 4
@@ -58,6 +61,7 @@ class ClipLoss:
                 at_least("steps", self.steps, 1),
                 at_least("guidance", self.guidance, 0),
                 None if ordered else f"{ends}, expected 0 <= first <= last <= 1",
+                at_least("through", self.through, 1),
                 at_least("text", self.text, 0),
                 at_least("picture", self.picture, 0),
                 at_least("views", self.views, 1),
@@ -150,11 +154,12 @@ class ClipTask:
         loss, rows = self._loss, len(batch.noise)
         states = self._states.repeat_interleave(rows, 0)
         step = self._scheduler.timesteps[batch.upto]
+        start = max(0, batch.upto + 1 - loss.through)
+        how = (states, self._scheduler, loss.guidance)
         with self._mixture.condition(source=positive_rows(rows, states.device)):
-            latents = sample(
-                self._base, batch.noise, states, self._scheduler, loss.guidance, batch.upto
-            )
+            latents = sample(self._base, batch.noise, *how, start)
             with self._mixture.record() as records:
+                latents = walk(self._base, latents, *how, slice(start, batch.upto))
                 output = guided(self._base, latents, step, states, loss.guidance)
         clean = self._base.noising.clean(latents, output, step.expand(rows))
         seen = self._clip.pictures(self._views(self._base.decode(clean).clamp(-1, 1), batch.rows))

@@ -41,6 +41,38 @@ def guided(base: Base, latents: Tensor, step: Tensor, states: Tensor, guidance: 
     return negative + guidance * (positive - negative)
 
 
+def walk(
+    base: Base,
+    latents: Tensor,
+    states: Tensor,
+    scheduler: DDIMScheduler,
+    guidance: float,
+    span: slice,
+    branches: Branches = one_branch,
+) -> Tensor:
+    """Latents (rows, c, h, w) after some steps of the sampler; keeps the gradient.
+
+    Args:
+        base: Its network may be mixed.
+        latents: As they stand before the first of the steps.
+        states: Encoded prompts, [negative; positive], (2 rows, tokens, d).
+        scheduler: With its steps set.
+        guidance: Strength of guidance.
+        span: Which of the scheduler's steps to take.
+        branches: The guided outputs of a step's contexts are averaged (LoRA Switch has one context
+            a step, Composite one for each LoRA: arXiv 2402.16843).
+    """
+    for index in range(len(scheduler.timesteps))[span]:
+        step = scheduler.timesteps[index]
+        outputs = []
+        for context in branches(index):
+            with context:
+                outputs.append(guided(base, latents, step, states, guidance))
+        stepped: Any = scheduler.step(torch.stack(outputs).mean(0), int(step), latents)
+        latents = stepped.prev_sample
+    return latents
+
+
 @torch.no_grad()
 def sample(
     base: Base,
@@ -51,25 +83,6 @@ def sample(
     upto: int | None = None,
     branches: Branches = one_branch,
 ) -> Tensor:
-    """From noise to latents (rows, c, h, w).
-
-    Args:
-        base: Its network may be mixed.
-        noise: Start, (rows, c, h, w).
-        states: Encoded prompts, [negative; positive], (2 rows, tokens, d).
-        scheduler: With its steps set.
-        guidance: Strength of guidance.
-        upto: Steps to take; all of them if not given.
-        branches: The guided outputs of a step's contexts are averaged (LoRA Switch has one context
-            a step, Composite one for each LoRA: arXiv 2402.16843).
-    """
+    """From noise (rows, c, h, w) to latents after `upto` steps, or all; arguments as of `walk`."""
     latents = noise * scheduler.init_noise_sigma
-    for index, step in enumerate(scheduler.timesteps[:upto]):
-        outputs = []
-        for context in branches(index):
-            with context:
-                outputs.append(guided(base, latents, step, states, guidance))
-        output = torch.stack(outputs).mean(0)
-        stepped: Any = scheduler.step(output, int(step), latents)
-        latents = stepped.prev_sample
-    return latents
+    return walk(base, latents, states, scheduler, guidance, slice(upto), branches)

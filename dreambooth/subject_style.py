@@ -45,6 +45,7 @@ class SubjectStyle(Domain):
         judge: Another CLIP for the report; the one that trains if not given.
         truth: A picture of what the prompt should look like, for the report alone.
         drawn: Pictures of each arm in the report.
+        steps: Sampler steps of the report's pictures; those of the loss if not given.
     """
 
     def __init__(
@@ -62,6 +63,7 @@ class SubjectStyle(Domain):
         judge: str | None = None,
         truth: Path | None = None,
         drawn: int = 4,
+        steps: int | None = None,
     ) -> None:
         self.base_name = base
         self.expert_folders = experts
@@ -76,6 +78,7 @@ class SubjectStyle(Domain):
         self.judge_name = judge or clip
         self.truth_file = truth
         self.drawn = drawn
+        self.steps = steps or loss.steps
 
     def mix(self, gate: GateSpec, site: SiteKind, after: int = 0) -> Mapping[str, Mixture]:
         """Load base, experts, pictures and CLIP, and mix the UNet."""
@@ -152,7 +155,7 @@ class SubjectStyle(Domain):
         Picture i starts from the noise of (seed, i), whatever the arm and the number drawn; no
         step of a training starts from it.
         """
-        scheduler = schedule(self.base, self.loss.steps)
+        scheduler = schedule(self.base, self.steps)
         device = self.base.unet.device
         shape = self.base.latent_shape(self.resolution)
         found = []

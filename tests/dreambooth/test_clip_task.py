@@ -19,7 +19,7 @@ from dreambooth.sampling import guided, sample, schedule
 from dreambooth.subject_style import SubjectStyle
 from mole_vl import Expert, Factors, mix, write_peft
 from mole_vl.domain import prepare
-from mole_vl.gates import MoLE, Sigmoid
+from mole_vl.gates import Free, MoLE, Sigmoid
 from mole_vl.training import FitConfig, Row, fit
 from tests.dreambooth.toys import SIDE, write_base, write_examples, write_picture
 from tests.toys import randomise
@@ -185,6 +185,33 @@ def test_a_loss_is_the_mean_over_the_views_of_the_predicted_pictures(domain):
     for name, values in distances.items():
         torch.testing.assert_close(found[name].value, torch.stack(values).mean())
         assert torch.equal(again[name].value, found[name].value)
+
+
+@pytest.mark.parametrize(("through", "whole"), [(1, False), (2, False), (3, True), (9, True)])
+def test_the_gradient_passes_as_many_calls_as_it_is_told(domain, through, whole):
+    domain.loss = ClipLoss(
+        steps=4, guidance=2.0, first=0.67, last=0.67, through=through, views=1, jitter=Jitter()
+    )
+    mixture = domain.mix(MoLE(normaliser=Sigmoid(), score=Free()), "network")["unet"]
+    randomise(mixture)
+    task = domain.task(0.0)
+    batch = task.batch([Row(0, 0, index, 2) for index in range(2)])
+    assert batch.upto == 2  # so that three calls bring the picture forth
+    logits = mixture.gate("network").score.logits
+
+    def loss():
+        return sum(term.value for term in task.losses(batch).values())
+
+    (found,) = torch.autograd.grad(loss(), logits)
+    step, slope = 0.05, torch.zeros(2)
+    with torch.no_grad():
+        for index in range(2):
+            logits[index] += step
+            above = loss()
+            logits[index] -= 2 * step
+            slope[index] = (above - loss()) / (2 * step)
+            logits[index] += step
+    assert torch.allclose(found, slope, rtol=0.02, atol=1e-4) == whole
 
 
 def test_goals_are_offsets_from_the_ordinary(domain):
