@@ -86,11 +86,18 @@ def test_the_table_counts_by_task():
     assert lines[2:] == ["| a | 0.500 |", "| b | 0.000 |", "| **all** | 0.333 |"]
 
 
-def test_a_task_without_an_expert_is_named(tmp_path, domain):
-    write_rows(tmp_path / "rows.jsonl", [*ROWS, TextRow("x:", "y", "german")])
-    domain.mix(MoLE(), "block")
-    with pytest.raises(ValueError, match="a row's task is 'german', and no expert has that name"):
-        domain.hits(["oracle"])
+def test_a_task_without_an_expert_is_named_before_anything_is_trained(tmp_path, domain):
+    write_rows(domain.test, [*ROWS, TextRow("x:", "y", "german")])
+    with pytest.raises(ValueError, match=r"a row's task is 'german', .* name \(past, plural\): "):
+        train_gates(domain, config(tmp_path))
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("name", ["train", "test"])
+def test_a_missing_file_of_rows_is_named_by_its_setting(domain, name):
+    setattr(domain, name, domain.train.parent / "none.jsonl")
+    with pytest.raises(FileNotFoundError, match=rf"^{name}: .*none.jsonl is no file, expected JSON"):
+        domain.mix(MoLE(), "block")
 
 
 def test_a_report_may_ask_the_first_rows_of_each_task(domain):
