@@ -1,7 +1,7 @@
 """An expert: one LoRA as named low-rank factors."""
 
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 

@@ -58,7 +58,9 @@ def _source(name: str) -> str:
     if name == BUILT_IN:
         return str(_built_in_folder())
     if Path(name).is_dir():
-        check_file("base", Path(name) / "config.json", "a folder of a model in transformers' format")
+        check_file(
+            "base", Path(name) / "config.json", "a folder of a model in transformers' format"
+        )
     elif name.count("/") != 1 or name.endswith("/") or name.startswith((".", "/", "~")):
         raise FileNotFoundError(
             f"base is {name!r}, expected a folder, a Hub id (ORG/NAME) or {BUILT_IN}, and there "

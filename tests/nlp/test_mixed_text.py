@@ -96,7 +96,9 @@ def test_a_task_without_an_expert_is_named_before_anything_is_trained(tmp_path, 
 @pytest.mark.parametrize("name", ["train", "test"])
 def test_a_missing_file_of_rows_is_named_by_its_setting(domain, name):
     setattr(domain, name, domain.train.parent / "none.jsonl")
-    with pytest.raises(FileNotFoundError, match=rf"^{name}: .*none.jsonl is no file, expected JSON"):
+    with pytest.raises(
+        FileNotFoundError, match=rf"^{name}: .*none.jsonl is no file, expected JSON"
+    ):
         domain.mix(MoLE(), "block")
 
 
