@@ -350,7 +350,8 @@ class Mixture(nn.Module):
         ]
         for site in self.sites.values():
             paths = [path.removeprefix(f"{site.name}.") for path in site.matrices]
-            lines.append(f"  {site.name}: {len(paths)} layers ({some(paths)})")
+            shared = f": {len(paths)} layers ({some(paths)})"
+            lines.append(f"  {site.name}{shared if paths != [site.name] else ''}")
         return "\n".join(lines)
 
 

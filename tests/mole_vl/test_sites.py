@@ -73,3 +73,6 @@ def test_a_handle_shows_which_layers_share_a_gate_and_which_gate_it_is():
     assert "blocks.0: 4 layers (attention.q, attention.k, ff.0 and 1 more)" in lines
     assert "blocks.1: 2 layers (attention.q, attention.k)" in lines
     assert normaliser in str(mixture.gate("blocks.0"))
+    mixture.unmix()
+    lone = str(mix(model, three(model), gate=MoLE(), site="matrix"))
+    assert "\n    blocks.0.attention.q\n" in lone
