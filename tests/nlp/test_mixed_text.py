@@ -1,6 +1,9 @@
 """The program train_gates.py on a tiny language model, the whole way."""
 
 import json
+import runpy
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -119,3 +122,21 @@ def test_a_run_is_not_resumed_with_other_rows(tmp_path, domain):
     write_rows(domain.train, ROWS[::-1])
     with pytest.raises(ValueError, match="train was"):
         train_gates(domain, config(tmp_path, schedule="constant"), report=False)
+
+
+def test_a_mistake_on_the_command_line_is_one_message(tmp_path, monkeypatch, capsys):
+    rows = tmp_path / "rows.jsonl"
+    for more, message in [
+        (["--domain.asked", "0"], "error: MixedText: asked is 0, expected at least 1"),
+        ([], f"error: train: {rows} is no file, expected JSON lines of prompt, answer and task"),
+    ]:
+        arguments = [
+            *("--domain", "nlp.mixed_text.MixedText", "--domain.experts", "[]"),
+            *("--domain.train", str(rows), "--domain.test", str(rows), *more),
+            *("--fit.output", str(tmp_path / "run"), "--fit.steps", "1"),
+        ]
+        monkeypatch.setattr(sys, "argv", ["train_gates.py", *arguments])
+        with pytest.raises(SystemExit) as ended:
+            runpy.run_path(str(Path(__file__).parents[2] / "train_gates.py"), run_name="__main__")
+        assert ended.value.code == 2
+        assert capsys.readouterr().err == f"{message}\n"
