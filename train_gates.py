@@ -1,6 +1,7 @@
 """Train the gates of a mixture of LoRAs; the base and the LoRAs stay as they are.
 
     accelerate launch train_gates.py --config configs/text_mixed.yaml
+    python -m dreambooth.world.candidates
     accelerate launch train_gates.py --config configs/emoji_subject_style.yaml
 
 Leaves gates, log and report in the folder `fit.output`; called again, it goes on where it stopped.
@@ -11,6 +12,7 @@ from jsonargparse import auto_cli
 
 from mole_vl import save_gates
 from mole_vl.domain import Domain, prepare
+from mole_vl.faults import as_messages
 from mole_vl.gates import GateSpec, MoLE
 from mole_vl.sites import SiteKind
 from mole_vl.training import FitConfig, fit as run
@@ -29,7 +31,8 @@ def train_gates(
     """Train gates, save them, and judge them.
 
     Args:
-        domain: What is mixed, and for what: nlp.MixedText or dreambooth.SubjectStyle.
+        domain: What is mixed, and for what: nlp.mixed_text.MixedText or
+            dreambooth.subject_style.SubjectStyle.
         fit: The training loop.
         gate: What decides the weights.
         site: Which layers share one gate: matrix, layer, block, network or preview.
@@ -57,4 +60,5 @@ def train_gates(
 
 
 if __name__ == "__main__":
-    auto_cli(train_gates, as_positional=False)
+    with as_messages("dreambooth", "nlp"):
+        auto_cli(train_gates, as_positional=False)

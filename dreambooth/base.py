@@ -86,6 +86,14 @@ class Base:
         """Pixels along the side of one latent."""
         return 2 ** (len(self.vae.config["block_out_channels"]) - 1)
 
+    def check_resolution(self, resolution: int) -> None:
+        """Raise ValueError unless pictures of this side divide into latents."""
+        if resolution < 1 or resolution % self.downscale:
+            raise ValueError(
+                f"resolution is {resolution}, expected a multiple of {self.downscale}: the pixels "
+                f"along one latent of {self.name}"
+            )
+
     def latent_shape(self, resolution: int) -> tuple[int, int, int]:
         """C, h, w of a square picture's latents."""
         side = resolution // self.downscale

@@ -1,6 +1,7 @@
 """Where open_clip is met: pictures and captions in one space, with gradient for pictures."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import open_clip
@@ -9,6 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.transforms.functional import resize
 
+from mole_vl.files import check_file
+
 
 class Clip(nn.Module):
     """A frozen CLIP.
@@ -16,10 +19,15 @@ class Clip(nn.Module):
     Args:
         name: As open_clip reads it: `local-dir:FOLDER`, `hf-hub:ORG/REPO`, or a model's name.
         pretrained: Weights of a model given by name, such as `openai`; None for the other forms.
+
+    Raises:
+        FileNotFoundError: A local folder that is none of open_clip's.
+        ValueError: A folder without `local-dir:`, or a name without weights.
     """
 
     def __init__(self, name: str, pretrained: str | None = None) -> None:
         super().__init__()
+        _check_name(name, pretrained)
         made: Any = open_clip.create_model(name, pretrained=pretrained)
         self.model = made.eval().requires_grad_(False)
         self.tokenizer = open_clip.get_tokenizer(name)
@@ -43,6 +51,18 @@ class Clip(nn.Module):
         """Unit features (rows, d) of captions."""
         tokens = self.tokenizer(list(captions)).to(self.mean.device)
         return F.normalize(self.model.encode_text(tokens).float(), dim=-1)
+
+
+def _check_name(name: str, pretrained: str | None) -> None:
+    form, colon, place = name.partition(":")
+    if colon and form == "local-dir":
+        check_file(f"CLIP {name}", Path(place) / "open_clip_config.json", "a folder of open_clip's")
+    elif not colon and Path(name).is_dir():
+        raise ValueError(f"CLIP {name} is a folder: write local-dir:{name}")
+    elif not colon and pretrained is None:
+        raise ValueError(
+            f"CLIP {name} says nothing of weights, expected local-dir:FOLDER or hf-hub:ORG/REPO"
+        )
 
 
 def away(features: Tensor, goal: Tensor) -> Tensor:

@@ -6,6 +6,7 @@ folder of pictures that share one prompt, as DreamBooth has it.
 """
 
 import json
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from mole_vl.faults import refuse
+from mole_vl.files import check_file
 
 METADATA = "metadata.jsonl"
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp"})
@@ -41,28 +43,57 @@ def read_examples(folder: Path, prompt: str | None = None) -> list[Example]:
         ValueError: No pictures, no captions or twice as many, lines that are no examples, files
             that are missing or no pictures; all that is wrong with the folder at once.
     """
-    if not folder.is_dir():
-        raise FileNotFoundError(f"{folder} is no folder: expected one of pictures")
+    _check_folder(folder)
     metadata = folder / METADATA
     if metadata.exists() and prompt is not None:
         raise ValueError(f"{folder} has a {METADATA}, and a prompt is given: expected one of them")
-    if metadata.exists():
-        examples = _captioned(metadata)
-    else:
-        files = sorted(file for file in folder.iterdir() if file.suffix.lower() in SUFFIXES)
-        if files and prompt is None:
+    if not metadata.exists():
+        files = picture_files(folder)
+        if prompt is None:
             raise ValueError(f"{folder} has no {METADATA}, and no prompt is given: expected one")
-        examples = [Example(file, prompt or "") for file in files]
-    if not examples:
-        raise ValueError(f"{folder} has no pictures ({', '.join(sorted(SUFFIXES))})")
-    refuse(str(folder), [_fault(file) for file in dict.fromkeys(e.file for e in examples)])
+        return [Example(file, prompt) for file in files]
+    examples = _captioned(metadata)
+    _check_pictures(folder, dict.fromkeys(example.file for example in examples))
     return examples
+
+
+def picture_files(folder: Path) -> list[Path]:
+    """The pictures of a folder by name, whatever its metadata says.
+
+    Raises:
+        FileNotFoundError: No such folder.
+        ValueError: No pictures, or files that are none, all of them.
+    """
+    _check_folder(folder)
+    files = sorted(file for file in folder.iterdir() if file.suffix.lower() in SUFFIXES)
+    _check_pictures(folder, files)
+    return files
+
+
+def check_picture(name: str, file: Path) -> None:
+    """Raise FileNotFoundError or ValueError, naming the setting, unless a file is a picture."""
+    check_file(name, file, "a picture")
+    refuse(name, [_fault(file)])
+
+
+def _check_folder(folder: Path) -> None:
+    if not folder.is_dir():
+        raise FileNotFoundError(f"{folder} is no folder: expected one of pictures")
+
+
+def _check_pictures(folder: Path, files: Collection[Path]) -> None:
+    if not files:
+        raise ValueError(f"{folder} has no pictures ({', '.join(sorted(SUFFIXES))})")
+    refuse(str(folder), [_fault(file) for file in files])
 
 
 def _captioned(metadata: Path) -> list[Example]:
     examples: list[Example] = []
     faults: list[str] = []
-    for number, line in enumerate(metadata.read_text(encoding="utf-8").splitlines(), start=1):
+    # Not `splitlines`: JSON's strings may hold what it takes for the end of a line.
+    for number, line in enumerate(metadata.read_text(encoding="utf-8").split("\n"), start=1):
+        if not line.strip():
+            continue
         try:
             found = json.loads(line)
             values = found["file_name"], found["text"]

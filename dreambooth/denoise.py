@@ -72,11 +72,7 @@ class DenoiseTask:
         parameters: Mapping[str, nn.Parameter],
         config: DenoiseConfig,
     ) -> None:
-        if config.resolution % base.downscale:
-            raise ValueError(
-                f"resolution is {config.resolution}, expected a multiple of {base.downscale}: "
-                f"the pixels along one latent of {base.name}"
-            )
+        base.check_resolution(config.resolution)
         self.base = base
         self.examples = examples
         self.trained = parameters

@@ -1,7 +1,7 @@
 """Gates over DreamBooth LoRAs for one prompt: a subject's and a style's, say."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -13,12 +13,13 @@ from dreambooth.adapter import blocks, positive_rows
 from dreambooth.base import Base
 from dreambooth.clip import Clip, composed
 from dreambooth.clip_task import DRAWN, ClipLoss, ClipTask, Goals
-from dreambooth.data import SUFFIXES, load_picture
+from dreambooth.data import check_picture, load_picture, picture_files
 from dreambooth.grid import save_grid
 from dreambooth.sampling import sample, schedule
 from mole_vl import Mixture, mix, read_components
 from mole_vl.arms import arms
 from mole_vl.domain import Domain, gate_parameters
+from mole_vl.faults import at_least, refuse
 from mole_vl.files import digest
 from mole_vl.gates import GateSpec
 from mole_vl.sites import SiteKind
@@ -65,6 +66,14 @@ class SubjectStyle(Domain):
         drawn: int = 4,
         steps: int | None = None,
     ) -> None:
+        refuse(
+            "SubjectStyle",
+            [
+                None if caption.strip() else "caption is empty, expected words that CLIP knows",
+                at_least("resolution", resolution, 1),
+                at_least("drawn", drawn, 1),
+            ],
+        )
         self.base_name = base
         self.expert_folders = experts
         self.prompt = prompt
@@ -91,7 +100,11 @@ class SubjectStyle(Domain):
         for folder in self.expert_folders:
             parts = read_components(folder)
             if "unet" not in parts:
-                raise ValueError(f"{folder} has no unet folder (found {', '.join(parts)})")
+                found = ", ".join(filter(None, parts)) or "the LoRA's files themselves"
+                raise ValueError(
+                    f"{folder} has no unet folder (found {found}): expected the LoRA of the UNet "
+                    f"in {folder / 'unet'}"
+                )
             experts.append(parts["unet"])
         names = {expert.name for expert in experts}
         if set(self.picture_folders) != names:
@@ -99,10 +112,17 @@ class SubjectStyle(Domain):
                 f"pictures are given for {', '.join(sorted(self.picture_folders))}; the experts "
                 f"are {', '.join(sorted(names))}: expected a folder for each"
             )
-        self.pictures = {n: self._folder(f) for n, f in self.picture_folders.items()}
-        self.ordinary = self._folder(self.ordinary_folder)
+        if self.truth_file is not None:
+            check_picture("truth", self.truth_file)
+        self.files = {name: picture_files(folder) for name, folder in self.picture_folders.items()}
+        self.ordinary_files = picture_files(self.ordinary_folder)
         self.base = Base.load(self.base_name)
+        self.base.check_resolution(self.resolution)
         self.clip = Clip(self.clip_name)
+        # The report's judge is found now, not after the training.
+        self.judge = self.clip if self.judge_name == self.clip_name else Clip(self.judge_name)
+        self.pictures = {name: self._loaded(files) for name, files in self.files.items()}
+        self.ordinary = self._loaded(self.ordinary_files)
         unet = self.base.unet
         self.mixture = mix(unet, experts, gate=gate, site=site, after=after, blocks=blocks(unet))
         with torch.no_grad():
@@ -114,17 +134,14 @@ class SubjectStyle(Domain):
         return {
             "base": self.base_name,
             "prompts": [self.prompt, self.negative, self.caption],
-            "pictures": {n: digest(_pictures_in(f)) for n, f in self.picture_folders.items()},
-            "ordinary": digest(_pictures_in(self.ordinary_folder)),
+            "pictures": {name: digest(files) for name, files in self.files.items()},
+            "ordinary": digest(self.ordinary_files),
             "clip": self.clip_name,
             "resolution": self.resolution,
             "loss": asdict(self.loss),
         }
 
-    def _folder(self, folder: Path) -> Tensor:
-        files = _pictures_in(folder)
-        if not files:
-            raise ValueError(f"{folder} has no pictures ({', '.join(sorted(SUFFIXES))})")
+    def _loaded(self, files: Sequence[Path]) -> Tensor:
         return torch.stack([load_picture(file, self.resolution) for file in files])
 
     @torch.no_grad()
@@ -209,7 +226,7 @@ class SubjectStyle(Domain):
             return ""
         drawings = self.drawings()
         device = self.base.unet.device
-        found = self.scores(Clip(self.judge_name).to(device), drawings)
+        found = self.scores(self.judge.to(device), drawings)
         (folder / "scores.json").write_text(json.dumps(found, indent=1) + "\n")
         if self.truth_file is not None:
             drawings["truth"] = load_picture(self.truth_file, self.resolution).unsqueeze(0)
@@ -220,10 +237,6 @@ class SubjectStyle(Domain):
             cells = [f"{sum(values[m]) / len(values[m]):.3f}" for m in measures]
             lines.append(f"| {name} | {' | '.join(cells)} |")
         return "\n".join(lines)
-
-
-def _pictures_in(folder: Path) -> list[Path]:
-    return sorted(file for file in folder.glob("*") if file.suffix.lower() in SUFFIXES)
 
 
 def _noise(shape: tuple[int, int, int], seed: int) -> Tensor:

@@ -14,14 +14,14 @@ from accelerate import PartialState
 from accelerate.utils import set_seed
 from jsonargparse import auto_cli
 from peft import LoraConfig, get_peft_model
-from torch import nn
 
 from dreambooth.base import Base
 from dreambooth.data import Example, read_examples
 from dreambooth.denoise import DenoiseConfig, DenoiseTask
 from mole_vl import trained_expert, write_peft
-from mole_vl.faults import at_least, refuse
+from mole_vl.faults import as_messages, at_least, plain_word, refuse
 from mole_vl.files import new_folder
+from mole_vl.targets import check_targets
 from mole_vl.training import FitConfig, FitResult, fit
 
 
@@ -51,6 +51,7 @@ class CandidateConfig:
         refuse(
             f"CandidateConfig {self.name!r}",
             [
+                plain_word("name", self.name),
                 at_least("rank", self.rank, 1),
                 None if self.alpha > 0 else f"alpha is {self.alpha}, expected a positive number",
                 None if self.targets else "targets is empty, expected names of linear layers",
@@ -102,7 +103,7 @@ def train_candidate(
         output=config.fit.output / candidate.name,
         steps=candidate.steps or config.fit.steps,
     )
-    _check_targets(base.unet, candidate)
+    check_targets(base.unet, candidate.name, candidate.targets)
     set_seed(run.seed)
     lora = LoraConfig(
         r=candidate.rank,
@@ -123,25 +124,6 @@ def train_candidate(
     return result
 
 
-def _check_targets(unet: nn.Module, candidate: CandidateConfig) -> None:
-    # peft is content when one of the targets is found, and takes convolutions too.
-    faults = []
-    for target in candidate.targets:
-        kinds = {
-            type(module).__name__: isinstance(module, nn.Linear)
-            for path, module in unet.named_modules()
-            if f".{path}".endswith(f".{target}")
-        }
-        if not kinds:
-            faults.append(f"{target!r} names no layer of the UNet")
-        faults += [
-            f"{target!r} names a {kind}, expected linear layers"
-            for kind, linear in kinds.items()
-            if not linear
-        ]
-    refuse(f"the targets of {candidate.name}", faults)
-
-
 def main(config: CandidatesConfig) -> None:
     """Train the LoRAs that are not there yet."""
     missing = [c for c in config.candidates if not (config.output / c.name).exists()]
@@ -151,6 +133,9 @@ def main(config: CandidatesConfig) -> None:
     # All folders are read before the first step: a fault in the last one shows at once.
     examples = {c.name: read_examples(c.data, c.prompt) for c in missing}
     base = Base.load(config.base)
+    base.check_resolution(config.denoise.resolution)
+    for candidate in missing:
+        check_targets(base.unet, candidate.name, candidate.targets)
     for candidate in missing:
         result = train_candidate(base, examples[candidate.name], candidate, config)
         if PartialState().is_main_process:
@@ -161,4 +146,5 @@ def main(config: CandidatesConfig) -> None:
 
 
 if __name__ == "__main__":
-    main(auto_cli(CandidatesConfig, as_positional=False))
+    with as_messages("dreambooth"):
+        main(auto_cli(CandidatesConfig, as_positional=False))

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from torch import nn
 
 from mole_vl.experts import Expert, check_fit, check_names
+from mole_vl.faults import instance_of, refuse
 from mole_vl.gates import GateSpec
 from mole_vl.layers import layer_shapes
 from mole_vl.mixture import ATTRIBUTE, Mixture
@@ -37,12 +38,14 @@ def mix(
         The handle, also found as `model.mixture`. Nothing of the model has changed on an error.
 
     Raises:
-        ValueError: Experts that share a name or do not fit the model; sites that need blocks.
+        ValueError: Experts that share a name or do not fit the model, a gate that is no
+            specification; sites that need blocks.
         RuntimeError: The model is mixed already.
     """
     if hasattr(model, ATTRIBUTE):
         raise RuntimeError("this model is mixed already: call model.mixture.unmix() first")
     check_names(experts)
+    refuse("mix", [instance_of("gate", gate, GateSpec)])
     shapes = layer_shapes(model)
     check_fit(experts, shapes)
     paths = {

@@ -1,12 +1,14 @@
 """An expert: one LoRA as named low-rank factors."""
 
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
 import torch
 from torch import Tensor
+
+from mole_vl.faults import plain_word, refuse, some
 
 
 @dataclass(frozen=True)
@@ -30,6 +32,9 @@ class Factors:
                 f"factors of shapes a {tuple(self.a.shape)}, b {tuple(self.b.shape)}: expected "
                 "(rank, in) or a convolution's (rank, in, h, w), and (out, rank)"
             )
+
+    def __repr__(self) -> str:
+        return f"Factors(a={tuple(self.a.shape)}, b={tuple(self.b.shape)}, scale={self.scale})"
 
     @property
     def rank(self) -> int:
@@ -77,8 +82,7 @@ class Expert:
     source: str = field(default="memory", compare=False)
 
     def __post_init__(self) -> None:
-        if not self.name or "/" in self.name or "\\" in self.name or self.name in {".", ".."}:
-            raise ValueError(f"expert name {self.name!r}: expected a plain word without slashes")
+        refuse("Expert", [plain_word("name", self.name)])
         if not self.layers:
             raise ValueError(f"expert {self.name!r} from {self.source} changes no layer")
         for path, factors in self.layers.items():
@@ -88,6 +92,11 @@ class Expert:
                         f"expert {self.name!r} from {self.source}: factor {letter} of {path} "
                         "holds NaN or infinite numbers"
                     )
+
+    def __repr__(self) -> str:
+        ranks = sorted({factors.rank for factors in self.layers.values()})
+        listed = ", ".join(map(str, ranks))
+        return f"Expert({self.name!r}, {len(self.layers)} layers of rank {listed}, {self.source})"
 
     @cached_property
     def digest(self) -> str:
@@ -112,7 +121,18 @@ def _channels(shape: Sequence[int]) -> tuple[int, ...]:
 
 
 def check_names(experts: Sequence[Expert]) -> None:
-    """Raise ValueError unless there is at least one expert and all names differ."""
+    """Raise ValueError unless these are experts, at least one, and all names differ."""
+    if isinstance(experts, str | Expert):
+        raise ValueError(f"experts is a {type(experts).__name__}, expected a list of Expert")
+    refuse(
+        "experts",
+        [
+            f"expert {number} is a {type(expert).__name__}, expected an Expert: read it with "
+            "read_peft(path), or take a component of read_components(path)"
+            for number, expert in enumerate(experts)
+            if not isinstance(expert, Expert)
+        ],
+    )
     if not experts:
         raise ValueError("a mixture needs at least one expert, got none")
     names = [expert.name for expert in experts]
@@ -134,13 +154,13 @@ def check_fit(experts: Sequence[Expert], shapes: Mapping[str, tuple[int, ...]]) 
         where = f"expert {expert.name!r} from {expert.source}"
         if not known:
             raise ValueError(
-                f"{where} matches no layer of this model: it changes {_some(strange)}; "
-                f"the model has {_some(shapes)}. It was made for another kind of base"
+                f"{where} matches no layer of this model: it changes {some(strange)}; "
+                f"the model has {some(shapes)}. It was made for another kind of base"
             )
         if strange:
             raise ValueError(
                 f"{where} changes {len(strange)} layers that this model lacks, or that take no "
-                f"experts: {_some(strange)}"
+                f"experts: {some(strange)}"
             )
         for path, factors in expert.layers.items():
             try:
@@ -150,8 +170,3 @@ def check_fit(experts: Sequence[Expert], shapes: Mapping[str, tuple[int, ...]]) 
                     f"{where}: {path} has {fault} of this model's layer. It was made for another "
                     "base"
                 ) from fault
-
-
-def _some(names: Iterable[str]) -> str:
-    listed = list(names)
-    return ", ".join(listed[:3]) + (f" and {len(listed) - 3} more" if len(listed) > 3 else "")

@@ -1,6 +1,13 @@
-"""Reporting every fault of a configuration at once."""
+"""Reporting every fault of a configuration at once, and to the user of a program as a sentence."""
 
-from collections.abc import Iterable
+import os
+import sys
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from traceback import walk_tb
+
+# A step of a training: what is raised inside is no fault of a configuration.
+_STEP = ("mole_vl.training.fit", "advance")
 
 
 def refuse(subject: str, faults: Iterable[str | None]) -> None:
@@ -30,3 +37,56 @@ def one_of(name: str, value: str, choices: Iterable[str]) -> str | None:
     if value in names:
         return None
     return f"{name} is {value!r}, expected one of {', '.join(names)}"
+
+
+def instance_of(name: str, value: object, kind: type) -> str | None:
+    """The fault of a value of another kind (a class in place of its instance), or None."""
+    if isinstance(value, kind):
+        return None
+    if isinstance(value, type):
+        return f"{name} is the class {value.__name__}, expected an instance: {value.__name__}()"
+    return f"{name} is a {type(value).__name__}, expected a {kind.__name__}"
+
+
+def plain_word(name: str, value: str) -> str | None:
+    """The fault of a name that can be no folder's, or None."""
+    if value and "/" not in value and "\\" not in value and value not in {".", ".."}:
+        return None
+    return f"{name} is {value!r}, expected a plain word without slashes"
+
+
+def some(names: Iterable[str]) -> str:
+    """The first three of many names."""
+    listed = list(names)
+    return ", ".join(listed[:3]) + (f" and {len(listed) - 3} more" if len(listed) > 3 else "")
+
+
+@contextmanager
+def as_messages(*packages: str) -> Iterator[None]:
+    """The body of a program: what its checks refuse ends it with a message and exit code 2.
+
+    Everything else keeps its traceback: errors of other kinds or from other libraries, and what
+    is raised while a model computes or a training runs.
+
+    Args:
+        packages: Names of the packages, beside mole_vl and the program, whose checks are meant.
+    """
+    try:
+        yield
+    except (ValueError, FileNotFoundError) as error:
+        if not _refused(error, {"mole_vl", "__main__", *packages}):
+            raise
+        # Every process of a run finds the same fault.
+        if os.environ.get("RANK", "0") == "0":
+            print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(2) from error
+
+
+def _refused(error: BaseException, packages: set[str]) -> bool:
+    """Whether a check of these packages raised the error, outside of all computation."""
+    places = [
+        (frame.f_globals.get("__name__", ""), frame.f_code.co_name)
+        for frame, _ in walk_tb(error.__traceback__)
+    ]
+    roots = [module.partition(".")[0] for module, _ in places]
+    return roots[-1] in packages and "torch" not in roots and _STEP not in places

@@ -45,6 +45,12 @@ def new_file(path: Path) -> Iterator[Path]:
         partial.unlink(missing_ok=True)
 
 
+def check_file(name: str, file: Path, expected: str) -> None:
+    """Raise FileNotFoundError, naming the setting, unless the file is there."""
+    if not file.is_file():
+        raise FileNotFoundError(f"{name}: {file} is no file, expected {expected}")
+
+
 def digest(files: Iterable[Path]) -> str:
     """SHA-256 of the contents of files, one after the other, in hexadecimal digits."""
     state = hashlib.sha256()

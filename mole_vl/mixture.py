@@ -4,6 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import partial
+from numbers import Real
 from typing import Any, NoReturn
 
 import torch
@@ -12,6 +13,7 @@ from torch.utils.hooks import RemovableHandle
 
 from mole_vl.dispatch import Dispatch
 from mole_vl.experts import Expert
+from mole_vl.faults import some
 from mole_vl.gates import Gate, GateInput, GateSpec
 from mole_vl.layers import MixtureLayer, mixture_layer
 from mole_vl.passes import EVERYWHERE, Record
@@ -102,15 +104,25 @@ class Mixture(nn.Module):
             raise RuntimeError("this mixture was unmixed: mix the model again")
         return self._wiring
 
+    def _told(self, **changes: Any) -> AbstractContextManager[None]:
+        self._wired()
+        return self._dispatch.told(**changes)
+
     # Contexts
 
     def disabled(self) -> AbstractContextManager[None]:
         """A context in which the base speaks alone."""
-        return self._dispatch.told(disabled=True)
+        return self._told(disabled=True)
 
     def scaled(self, strength: float | Tensor) -> AbstractContextManager[None]:
-        """A context in which the whole mixture is multiplied by `strength`, within others too."""
-        return self._dispatch.told(strength=self._dispatch.conditions.strength * strength)
+        """A context in which the whole mixture is multiplied by `strength`, within others too.
+
+        Raises:
+            ValueError: The strength is no number.
+        """
+        if not isinstance(strength, Real | Tensor):
+            raise ValueError(f"strength is {strength!r}, expected a number or a tensor of one")
+        return self._told(strength=self._dispatch.conditions.strength * strength)
 
     def masked(self, names: Sequence[str]) -> AbstractContextManager[None]:
         """A context without the named experts; what the others get is the normaliser's to say.
@@ -123,14 +135,13 @@ class Mixture(nn.Module):
         if isinstance(names, str):
             names = [names]
         self._known(names)
-        self._wired()
         kept = torch.tensor([name not in names for name in self.names], device=self._device())
         if self._dispatch.conditions.kept is not None:
             kept = kept & self._dispatch.conditions.kept
         if not kept.any():
             raise ValueError("masked: no expert is left; disabled() lets the base speak alone")
         held = None if self._dispatch.conditions.held is None else {}
-        return self._dispatch.told(kept=kept, held=held)
+        return self._told(kept=kept, held=held)
 
     def pinned(self, weights: Tensor | Mapping[str, Any]) -> AbstractContextManager[None]:
         """A context in which given weights replace the gates'.
@@ -143,8 +154,8 @@ class Mixture(nn.Module):
             ValueError: A name that is neither an expert's nor a site's, or a wrong length.
         """
         if isinstance(weights, Mapping) and weights and set(weights) <= set(self.sites):
-            return self._dispatch.told(pinned={k: self._vector(v) for k, v in weights.items()})
-        return self._dispatch.told(pinned={EVERYWHERE: self._vector(weights)})
+            return self._told(pinned={k: self._vector(v) for k, v in weights.items()})
+        return self._told(pinned={EVERYWHERE: self._vector(weights)})
 
     def condition(
         self,
@@ -167,7 +178,7 @@ class Mixture(nn.Module):
                 while its answer is generated.
         """
         held = {} if hold else None
-        return self._dispatch.told(real=real, pool=pool, source=source, held=held)
+        return self._told(real=real, pool=pool, source=source, held=held)
 
     def preview(self, *args: Any, **kwargs: Any) -> None:
         """With site preview, find the weights that the forwards to come take.
@@ -191,7 +202,7 @@ class Mixture(nn.Module):
         """A context that lists each gate's result, once a forward; an outer one lists it too."""
         records: list[Record] = []
         outer = self._dispatch.conditions.records
-        with self._dispatch.told(records=records):
+        with self._told(records=records):
             try:
                 yield records
             finally:
@@ -331,9 +342,16 @@ class Mixture(nn.Module):
         return self._dispatch.gates[site]
 
     def extra_repr(self) -> str:
-        """Experts and sites, for `print(mixture)`."""
-        lines = [f"experts: {', '.join(self.names)}", f"{self.layout.kind} sites:"]
-        lines += [f"  {site.name}: {len(site.matrices)} layers" for site in self.sites.values()]
+        """Experts, gate and sites with their layers, for `print(mixture)`."""
+        lines = [
+            f"experts: {', '.join(self.names)}",
+            f"gate: {self.spec}",
+            f"{self.layout.kind} sites:",
+        ]
+        for site in self.sites.values():
+            paths = [path.removeprefix(f"{site.name}.") for path in site.matrices]
+            shared = f": {len(paths)} layers ({some(paths)})"
+            lines.append(f"  {site.name}{shared if paths != [site.name] else ''}")
         return "\n".join(lines)
 
 

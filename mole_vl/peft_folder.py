@@ -172,7 +172,11 @@ def _exact(path: str) -> str:
 def _read_config(folder: Path) -> Mapping[str, Any]:
     file = folder / CONFIG
     if not file.exists():
-        raise FileNotFoundError(f"{file} is missing: {folder} is no PEFT LoRA folder")
+        parts = sorted(path.parent.name for path in folder.glob(f"*/{CONFIG}"))
+        advice = f", but one of them by component ({', '.join(parts)}): call read_components"
+        raise FileNotFoundError(
+            f"{file} is missing: {folder} is no PEFT LoRA folder{advice if parts else ''}"
+        )
     try:
         config = json.loads(file.read_text())
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
@@ -193,14 +197,17 @@ def check_config(config: Any, where: str) -> None:
         raise ValueError(f"{where}: peft_type is {kind!r}, expected 'LORA'")
     active = {key: value for key, value in config.items() if value not in (None, False, [], {})}
     faults = [
-        f"{key} = {value!r} is not supported"
+        f"{key} = {value!r} is not supported: train the LoRA without it"
         for key, value in active.items()
         if key not in _HARMLESS | _ARITHMETIC
     ]
     if config.get("bias", "none") != "none":
-        faults.append(f"bias = {config['bias']!r}, expected 'none'")
+        faults.append(f"bias = {config['bias']!r}, expected 'none': train the LoRA without biases")
     if config.get("fan_in_fan_out"):
-        faults.append("fan_in_fan_out = true: factors of Conv1D layers are not supported")
+        faults.append(
+            "fan_in_fan_out = true: factors of Conv1D layers are not supported; use a base of "
+            "linear layers"
+        )
     start = config.get("init_lora_weights", True)
     if start not in _PLAIN_STARTS:
         faults.append(f"init_lora_weights = {start!r} changes the base; convert it to plain LoRA")
@@ -220,7 +227,7 @@ def _read_tensors(folder: Path) -> Mapping[str, Tensor]:
                 f"{pickled} is a pickle, which can run code when it is read; convert it to "
                 f"{WEIGHTS} where you trust it"
             )
-        raise FileNotFoundError(f"{file} is missing")
+        raise FileNotFoundError(f"{file} is missing: copy it there, beside {CONFIG}")
     try:
         return load_file(file)
     except SafetensorError as error:

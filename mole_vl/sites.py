@@ -85,7 +85,8 @@ def find_sites(
         [
             one_of("kind", kind, get_args(SiteKind)),
             at_least("after", after, 0),
-            f"after is {after}, which is for the kinds 'network' and 'preview', not {kind!r}"
+            f"after is {after}, which is for the kinds 'network' and 'preview', not {kind!r}: set "
+            "after to 0"
             if after > 0 and kind not in ("network", "preview")
             else None,
         ],

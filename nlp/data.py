@@ -15,6 +15,8 @@ from torch import Tensor
 
 IGNORED = -100
 """The label of a position that is not scored."""
+ROWS = "JSON lines of prompt, answer and task"
+"""What a file of rows holds, for messages."""
 
 
 class Tokenizer(Protocol):
@@ -74,13 +76,16 @@ class TextBatch(TypedDict):
 
 
 def read_rows(path: Path) -> list[TextRow]:
-    """The rows of a JSON-lines file.
+    """The rows of a JSON-lines file; blank lines are nothing.
 
     Raises:
         ValueError: Lines that are no rows: all of them, each by its number.
     """
     rows, faults = [], []
-    for number, line in enumerate(Path(path).read_text(encoding="utf-8").splitlines(), start=1):
+    # Not `splitlines`: JSON's strings may hold what it takes for the end of a line.
+    for number, line in enumerate(Path(path).read_text(encoding="utf-8").split("\n"), start=1):
+        if not line.strip():
+            continue
         try:
             rows.append(_row(line))
         except ValueError as fault:

@@ -12,12 +12,12 @@ from mole_vl import Mixture, mix, read_peft
 from mole_vl.arms import Arm, arms
 from mole_vl.domain import Domain, gate_parameters
 from mole_vl.faults import at_least, refuse
-from mole_vl.files import digest
+from mole_vl.files import check_file, digest
 from mole_vl.gates import GateSpec
 from mole_vl.sites import SiteKind
 from mole_vl.training import Task
 from nlp.adapter import blocks, bound
-from nlp.data import EncodedRow, Style, TextRow, encode_rows, read_rows
+from nlp.data import ROWS, EncodedRow, Style, TextRow, encode_rows, read_rows
 from nlp.evaluate import exact_match
 from nlp.models import BUILT_IN, load_base
 from nlp.task import LanguageTask
@@ -31,7 +31,7 @@ class MixedText(Domain):
     Args:
         experts: PEFT folders; an expert's name is its folder's.
         train: Rows that the gates learn from (JSON lines: prompt, answer, task).
-        test: Held-out rows for the report; their task names serve the oracle alone.
+        test: Held-out rows for the report; their tasks are experts' names, for the oracle alone.
         base: A Hub id, a folder, or smollm2-135m-instruct (by pip).
         style: Prompts as they stand (plain), or in the model's chat template (chat).
         context: The most tokens that a row may have.
@@ -62,8 +62,11 @@ class MixedText(Domain):
 
     def mix(self, gate: GateSpec, site: SiteKind, after: int = 0) -> Mapping[str, Mixture]:
         """Load base, rows and experts, and mix."""
+        for name, file in (("train", self.train), ("test", self.test)):
+            check_file(name, file, ROWS)
         experts = [read_peft(folder) for folder in self.experts]
         train, test = read_rows(self.train), first_of_each(read_rows(self.test), self.asked)
+        self._check_tasks(test, [expert.name for expert in experts])
         # The built-in base is converted into the cache at its first use: by one process.
         with PartialState().main_process_first():
             self.model, self.tokenizer = load_base(self.base)
@@ -75,6 +78,14 @@ class MixedText(Domain):
             self.model, experts, gate=gate, site=site, after=after, blocks=blocks(self.model)
         )
         return {"model": self.mixture}
+
+    def _check_tasks(self, rows: Sequence[TextRow], names: Sequence[str]) -> None:
+        strange = sorted({row.task for row in rows} - set(names))
+        if strange:
+            raise ValueError(
+                f"test: in {self.test} a row's task is {strange[0]!r}, and no expert has that name "
+                f"({', '.join(names)}): name the expert's folder so, or leave such rows out"
+            )
 
     def lesson(self) -> dict[str, object]:
         """The base, the rows and how they are shown."""
@@ -128,11 +139,6 @@ class MixedText(Domain):
         table = arms([self.mixture])
         hits = [False] * len(self.test_rows)
         for task in sorted({row.row.task for row in self.test_rows}):
-            if task not in self.mixture.names:
-                raise ValueError(
-                    f"{self.test}: a row's task is {task!r}, and no expert has that name "
-                    f"({', '.join(self.mixture.names)})"
-                )
             places = [i for i, row in enumerate(self.test_rows) if row.row.task == task]
             found = self._hits(table[task], [self.test_rows[place] for place in places])
             for place, hit in zip(places, found, strict=True):

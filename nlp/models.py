@@ -2,6 +2,8 @@
 
 import importlib.util
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import cast
 
@@ -13,7 +15,7 @@ from transformers import (
     PreTrainedModel,
 )
 
-from mole_vl.files import new_folder
+from mole_vl.files import check_file, new_folder
 from nlp.data import Tokenizer
 
 BUILT_IN = "smollm2-135m-instruct"
@@ -32,15 +34,20 @@ def load_base(
         dtype: Precision of the weights.
 
     Raises:
-        FileNotFoundError: The built-in base is asked for and its package is not installed.
+        FileNotFoundError: The built-in base is asked for and its package is not installed; or
+            there is no such folder or model.
     """
-    model = AutoModelForCausalLM.from_pretrained(_source(name), dtype=dtype)
+    source = _source(name)
+    with _found(name):
+        model = AutoModelForCausalLM.from_pretrained(source, dtype=dtype)
     return model.requires_grad_(False).eval(), load_tokenizer(name)
 
 
 def load_tokenizer(name: str = BUILT_IN) -> Tokenizer:
     """The tokenizer alone, as `load_base` gives it."""
-    tokenizer = AutoTokenizer.from_pretrained(_source(name))
+    source = _source(name)
+    with _found(name):
+        tokenizer = AutoTokenizer.from_pretrained(source)
     tokenizer.padding_side = "left"
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
@@ -48,7 +55,28 @@ def load_tokenizer(name: str = BUILT_IN) -> Tokenizer:
 
 
 def _source(name: str) -> str:
-    return str(_built_in_folder()) if name == BUILT_IN else name
+    if name == BUILT_IN:
+        return str(_built_in_folder())
+    if Path(name).is_dir():
+        check_file(
+            "base", Path(name) / "config.json", "a folder of a model in transformers' format"
+        )
+    elif name.count("/") != 1 or name.endswith("/") or name.startswith((".", "/", "~")):
+        raise FileNotFoundError(
+            f"base is {name!r}, expected a folder, a Hub id (ORG/NAME) or {BUILT_IN}, and there "
+            "is no such folder"
+        )
+    return name
+
+
+@contextmanager
+def _found(name: str) -> Iterator[None]:
+    """What transformers says of a model that it cannot find, in one sentence."""
+    try:
+        yield
+    except OSError as error:
+        said = str(error).strip().partition("\n")[0]
+        raise FileNotFoundError(f"base is {name!r}, which was not loaded: {said}") from error
 
 
 def _cache() -> Path:

@@ -6,7 +6,7 @@ Stopped at any moment it goes on where it was; experts whose folder stands are n
 At the end: exact match of the base and of each expert on the held-out rows of its task.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,9 +18,11 @@ from jsonargparse import auto_cli
 from peft import LoraConfig, PeftModel, get_peft_model
 
 from mole_vl import trained_expert, write_peft
-from mole_vl.faults import at_least, refuse
+from mole_vl.faults import as_messages, at_least, plain_word, refuse
+from mole_vl.files import check_file
+from mole_vl.targets import check_targets
 from mole_vl.training import FitConfig, fit
-from nlp.data import EncodedRow, Style, Tokenizer, encode_rows, read_rows
+from nlp.data import ROWS, EncodedRow, Style, TextRow, Tokenizer, encode_rows, read_rows
 from nlp.evaluate import exact_match
 from nlp.models import BUILT_IN, load_base
 from nlp.task import LanguageTask
@@ -52,6 +54,7 @@ class ExpertConfig:
         refuse(
             f"ExpertConfig {self.name!r}",
             [
+                plain_word("name", self.name),
                 at_least("rank", self.rank, 1),
                 None if self.alpha > 0 else f"alpha is {self.alpha}, expected a positive number",
                 None if self.targets else "targets is empty, expected names of linear layers",
@@ -136,14 +139,29 @@ def train_expert(
     adapted.unload()
 
 
+def _held_out(config: ExpertsConfig) -> Mapping[str, Sequence[TextRow]]:
+    """The held-out rows of each expert's task.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: An expert whose task has no rows.
+    """
+    check_file("held_out", config.held_out, ROWS)
+    rows = read_rows(config.held_out)
+    found = {e.name: [row for row in rows if row.task == e.name] for e in config.experts}
+    refuse(
+        f"held_out: {config.held_out}",
+        [f"no row of the task {name!r}" for name, mine in found.items() if not mine],
+    )
+    return found
+
+
 def score_experts(model: Any, tokenizer: Tokenizer, config: ExpertsConfig) -> list[Score]:
     """Base and written experts, each on its task's held-out rows; `model` is left as it was."""
-    held_out = read_rows(config.held_out)
+    held_out = _held_out(config)
     scores = []
     for expert in config.experts:
-        mine = [row for row in held_out if row.task == expert.name]
-        if not mine:
-            raise ValueError(f"{config.held_out} has no row of the task {expert.name!r}")
+        mine = held_out[expert.name]
         rows = encode_rows(mine, tokenizer, style=config.style, context=config.context)
         with torch.no_grad():
             base = exact_match(model, tokenizer, rows, batch_rows=config.batch_rows)
@@ -163,19 +181,27 @@ def table(scores: Sequence[Score]) -> str:
 
 def main(config: ExpertsConfig) -> None:
     """Train the experts that are not there yet, then score all."""
+    # All rows are read before the first step: a fault in the last ones shows at once.
+    _held_out(config)
+    missing = [e for e in config.experts if not (config.output / e.name).exists()]
+    for expert in missing:
+        check_file(f"data of {expert.name}", expert.data, ROWS)
+    rows = {expert.name: read_rows(expert.data) for expert in missing}
     # The first to come may have a base to convert; the others find it done.
     with PartialState().main_process_first():
         model, tokenizer = load_base(config.base)
-    for expert in config.experts:
-        if (config.output / expert.name).exists():
-            continue
-        rows = encode_rows(
-            read_rows(expert.data), tokenizer, style=config.style, context=config.context
-        )
-        train_expert(model, rows, expert, config, tokenizer.pad_token_id)
+    for expert in missing:
+        check_targets(model, expert.name, expert.targets)
+    encoded = {
+        name: encode_rows(own, tokenizer, style=config.style, context=config.context)
+        for name, own in rows.items()
+    }
+    for expert in missing:
+        train_expert(model, encoded[expert.name], expert, config, tokenizer.pad_token_id)
     if PartialState().is_main_process:
         print(table(score_experts(model, tokenizer, config)))
 
 
 if __name__ == "__main__":
-    main(auto_cli(ExpertsConfig, as_positional=False))
+    with as_messages("nlp"):
+        main(auto_cli(ExpertsConfig, as_positional=False))

@@ -7,7 +7,7 @@ from typing import Literal, get_args
 import torch.nn.functional as F
 from torch import Tensor
 
-from mole_vl.faults import one_of, refuse
+from mole_vl.faults import instance_of, one_of, refuse
 from mole_vl.gates.gate import Gate, GateInput, GateSpec
 from mole_vl.gates.normalisers import Normaliser, NormaliserSpec, Softmax
 from mole_vl.gates.output import GateOutput
@@ -85,7 +85,14 @@ class MoLE(GateSpec):
     over: Over = "row"
 
     def __post_init__(self) -> None:
-        refuse("MoLE", [one_of("over", self.over, get_args(Over))])
+        refuse(
+            "MoLE",
+            [
+                instance_of("score", self.score, ScoreSpec),
+                instance_of("normaliser", self.normaliser, NormaliserSpec),
+                one_of("over", self.over, get_args(Over)),
+            ],
+        )
 
     @property
     def reads_input(self) -> bool:

@@ -20,6 +20,14 @@ from mole_vl.faults import refuse
 class Normaliser(nn.Module):
     """Maps scores (..., E) and the experts kept, (E,) bool or None, to weights (..., E)."""
 
+    def __init__(self, spec: "NormaliserSpec") -> None:
+        super().__init__()
+        self.spec = spec
+
+    def extra_repr(self) -> str:
+        """The specification that it was built from."""
+        return str(self.spec)
+
     @abstractmethod
     def forward(self, logits: Tensor, kept: Tensor | None = None) -> Tensor:
         """Weights of the experts; a masked expert's is exactly zero."""
@@ -45,9 +53,9 @@ class _Temperature(nn.Module):
 
 
 class _SoftmaxNormaliser(Normaliser):
-    def __init__(self, low: float, high: float, total: float | None) -> None:
-        super().__init__()
-        self.temperature = _Temperature(low, high)
+    def __init__(self, spec: "Softmax | ScaledSoftmax", total: float | None) -> None:
+        super().__init__(spec)
+        self.temperature = _Temperature(spec.tau_low, spec.tau_high)
         self.total = total
 
     def forward(self, logits: Tensor, kept: Tensor | None = None) -> Tensor:
@@ -59,9 +67,9 @@ class _SoftmaxNormaliser(Normaliser):
 
 
 class _SigmoidNormaliser(Normaliser):
-    def __init__(self, top: float) -> None:
-        super().__init__()
-        self.top = top
+    def __init__(self, spec: "Sigmoid") -> None:
+        super().__init__(spec)
+        self.top = spec.top
 
     def forward(self, logits: Tensor, kept: Tensor | None = None) -> Tensor:
         # Zero score gives weight 1 for any top: the sigmoid is shifted to pass 1/top there.
@@ -102,7 +110,7 @@ class Softmax(NormaliserSpec):
 
     def build(self, experts: int) -> Normaliser:
         """The normaliser as a module."""
-        return _SoftmaxNormaliser(self.tau_low, self.tau_high, None)
+        return _SoftmaxNormaliser(self, None)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,7 +137,7 @@ class ScaledSoftmax(NormaliserSpec):
     def build(self, experts: int) -> Normaliser:
         """The normaliser as a module."""
         total = float(experts) if self.total is None else self.total
-        return _SoftmaxNormaliser(self.tau_low, self.tau_high, total)
+        return _SoftmaxNormaliser(self, total)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,4 +155,4 @@ class Sigmoid(NormaliserSpec):
 
     def build(self, experts: int) -> Normaliser:
         """The normaliser as a module."""
-        return _SigmoidNormaliser(self.top)
+        return _SigmoidNormaliser(self)

@@ -62,7 +62,7 @@ class FitConfig:
                 one_of("optimizer", self.optimizer, get_args(Rule)),
                 None if self.lr > 0 else f"lr is {self.lr}, expected a positive number",
                 one_of("schedule", self.schedule, _SCHEDULES),
-                between("warmup", self.warmup, 0, self.steps),
+                between("warmup", self.warmup, 0, self.steps) if self.steps > 0 else None,
                 at_least("weight_decay", self.weight_decay, 0),
                 None
                 if self.clip is None or self.clip > 0

@@ -258,13 +258,50 @@ def test_mistakes_are_named(tmp_path, domain):
     domain.picture_folders = {"owl": tmp_path / "owl", "ink": tmp_path / "loras"}
     with pytest.raises(ValueError, match="has no pictures"):
         domain.mix(MoLE(), "block")
+    domain.picture_folders = {"owl": tmp_path / "owl", "ink": tmp_path / "none"}
+    with pytest.raises(FileNotFoundError, match="none is no folder: expected one of pictures"):
+        domain.mix(MoLE(), "block")
+    (tmp_path / "owl/0.png").write_text("no picture")
+    with pytest.raises(ValueError, match=r"owl: 0.png is damaged or no picture"):
+        domain.mix(MoLE(), "block")
     domain.expert_folders = [tmp_path / "loras/owl/unet"]
-    with pytest.raises(ValueError, match="has no unet folder"):
+    with pytest.raises(
+        ValueError, match=r"has no unet folder \(found the LoRA's files themselves\): expected"
+    ):
         domain.mix(MoLE(), "block")
     with pytest.raises(ValueError, match="site 'preview' holds one reading"):
         domain.mix(MoLE(), "preview", 1)
     with pytest.raises(ValueError, match=r"steps is 0, .*first is 0.9, last is 0.2"):
         ClipLoss(steps=0, first=0.9, last=0.2)
+
+
+@pytest.mark.parametrize(
+    ("setting", "value", "message"),
+    [
+        ("truth_file", "none.png", r"truth: .*none.png is no file, expected a picture"),
+        ("truth_file", "text.png", r"truth: text.png is damaged or no picture"),
+        ("judge_name", "local-dir:{}/none", r"none/open_clip_config.json is no file, expected a f"),
+        ("judge_name", "{}/clip", r"CLIP .*clip is a folder: write local-dir:/.*clip"),
+        ("clip_name", "ViT-B-32", "CLIP ViT-B-32 says nothing of weights, expected local-dir"),
+        ("resolution", 15, "resolution is 15, expected a multiple of 2"),
+    ],
+)
+def test_what_cannot_be_used_is_found_before_the_training(
+    tmp_path, domain, setting, value, message
+):
+    (tmp_path / "text.png").write_text("no picture")
+    if setting == "truth_file":
+        value = tmp_path / value
+    setattr(domain, setting, value.format(tmp_path) if isinstance(value, str) else value)
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
+        domain.mix(MoLE(), "block")
+
+
+def test_settings_that_cannot_be_are_refused_at_once(tmp_path):
+    with pytest.raises(
+        ValueError, match=r"caption is empty, .*; resolution is 0, .*; drawn is 0, expected at l"
+    ):
+        SubjectStyle("base", [], "p", " ", {}, tmp_path, "clip", resolution=0, drawn=0)
 
 
 def test_blocks_come_in_the_order_they_run_and_fused_projections_are_refused(base):

@@ -53,6 +53,12 @@ def test_folders_that_say_nothing_or_too_much_are_refused(tmp_path):
         read_examples(tmp_path)
 
 
+def test_blank_lines_are_nothing(tmp_path):
+    write_picture(tmp_path / "a.png")
+    metadata(tmp_path, "", line("a.png"), "  ")
+    assert read_examples(tmp_path) == [Example(tmp_path / "a.png", "a dog")]
+
+
 def test_all_bad_lines_are_reported_together(tmp_path):
     metadata(tmp_path, "{oops", line("a.png"), '{"file_name": "a.png"}', "[1]", line("a.png", 3))
     with pytest.raises(ValueError, match=r"metadata.jsonl: line 1 is .*line 3 .*line 4 .*line 5 "):

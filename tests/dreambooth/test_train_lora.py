@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 
 import peft
 import pytest
@@ -148,13 +149,17 @@ def test_faults_come_before_any_training(tmp_path):
     with pytest.raises(
         ValueError, match=r"targets of odd: 'to_x' names no layer .*'conv1' names a .*Conv"
     ):
-        main(config(tmp_path, candidates=(odd,)))
+        main(config(tmp_path, candidates=(good, odd)))
+    with pytest.raises(ValueError, match="resolution is 15, expected a multiple of 2"):
+        main(replace(config(tmp_path), denoise=DenoiseConfig(resolution=15)))
     assert not (tmp_path / "runs-loras").exists()
 
 
 def test_all_faults_of_a_config_come_at_once(tmp_path):
-    with pytest.raises(ValueError, match=r"rank is 0.*alpha is -1.*targets is empty.*steps is 0"):
-        CandidateConfig(name="dog", data=tmp_path, rank=0, alpha=-1, targets=(), steps=0)
+    with pytest.raises(
+        ValueError, match=r"name is 'a/dog', .*rank is 0.*alpha is -1.*targets is empty.*steps is 0"
+    ):
+        CandidateConfig(name="a/dog", data=tmp_path, rank=0, alpha=-1, targets=(), steps=0)
     twins = tuple(CandidateConfig(name="dog", data=tmp_path) for _ in range(2))
     with pytest.raises(ValueError, match="two candidates are called dog"):
         config(tmp_path, candidates=twins)

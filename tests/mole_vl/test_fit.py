@@ -219,5 +219,7 @@ def test_all_faults_of_a_config_come_at_once(tmp_path):
         ValueError, match=r"steps is 0, expected at least 1; lr is -1, .*schedule is 'up'"
     ):
         FitConfig(output=tmp_path, steps=0, lr=-1, schedule="up")
+    with pytest.raises(ValueError, match=r"steps is -1, expected at least 1$"):
+        FitConfig(output=tmp_path, steps=-1)
     with pytest.raises(ValueError, match="8 rows do not divide into pieces of 3"):
         fit(ToyTask(), config(tmp_path, micro_rows=3))

@@ -9,6 +9,7 @@ from mole_vl.gates import (
     Constants,
     MoLE,
     Responses,
+    Sigmoid,
     Sum,
 )
 from tests.toys import (
@@ -74,9 +75,67 @@ def test_mistakes_in_the_use_of_a_handle_are_sentences():
         ValueError, match="weights are given for ann; the experts are ann, bob, cyd"
     ):
         mix(Toy(), three(Toy()), gate=Constants(weights={"ann": 1.0}), site="matrix")
+    with pytest.raises(ValueError, match="strength is 'a', expected a number"):
+        mixture.scaled("a")
+
+
+@pytest.mark.parametrize("baked", [False, True])
+def test_an_unmixed_handle_says_so_whatever_it_is_asked(baked):
+    model = Toy()
+    mixture = mix(model, three(model), gate=Sum(), site="matrix")
+    if baked:
+        mixture.bake()
     mixture.unmix()
-    with pytest.raises(RuntimeError, match="was unmixed"):
-        mixture.unmix()
+    contexts = [
+        mixture.disabled,
+        lambda: mixture.scaled(0.5),
+        lambda: mixture.masked(["ann"]),
+        lambda: mixture.pinned({"ann": 1.0}),
+        lambda: mixture.condition(hold=True),
+        mixture.record,
+    ]
+    for context in contexts:
+        with pytest.raises(RuntimeError, match="was unmixed: mix the model again"), context():
+            pass
+    for act in (mixture.bake, mixture.unmix, mixture.preview, mixture.base_state_dict):
+        with pytest.raises(RuntimeError, match="was unmixed: mix the model again"):
+            act()
+
+
+@pytest.mark.parametrize(
+    ("experts", "gate", "message"),
+    [
+        (["loras/ann"], MoLE(), r"expert 0 is a str, expected an Expert: .* read_peft\(path\)"),
+        ([{"unet": None}], MoLE(), r"expert 0 is a dict, .* component of read_components"),
+        ("loras/ann", MoLE(), "experts is a str, expected a list of Expert"),
+        (None, MoLE, r"gate is the class MoLE, expected an instance: MoLE\(\)"),
+        (None, "MoLE", "gate is a str, expected a GateSpec"),
+    ],
+)
+def test_what_is_no_expert_or_no_gate_is_said_in_a_sentence(experts, gate, message):
+    model = Toy()
+    before = str(model)
+    with pytest.raises(ValueError, match=message):
+        mix(model, experts or three(model), gate=gate, blocks=BLOCKS)
+    assert str(model) == before
+
+
+def test_a_gate_of_classes_is_refused_with_all_that_is_wrong():
+    with pytest.raises(
+        ValueError,
+        match=r"score is the class Responses, expected an instance: Responses\(\); "
+        r"normaliser is the class Sigmoid, expected an instance: Sigmoid\(\)",
+    ):
+        MoLE(score=Responses, normaliser=Sigmoid)
+
+
+def test_an_expert_shows_itself_without_its_numbers():
+    factors = Factors(torch.ones(2, 3), torch.ones(5, 2), 0.5)
+    assert str(factors) == "Factors(a=(2, 3), b=(5, 2), scale=0.5)"
+    lone = Expert("eve", {"q": factors, "k": Factors(torch.ones(1, 3), torch.ones(5, 1), 1.0)})
+    assert str(lone) == "Expert('eve', 2 layers of rank 1, 2, memory)"
+    with pytest.raises(ValueError, match="name is 'a/b', expected a plain word without slashes"):
+        Expert("a/b", lone.layers)
 
 
 def test_responses_need_a_layer_that_reads_the_site():

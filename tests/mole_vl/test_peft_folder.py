@@ -72,6 +72,10 @@ def test_components_by_folder(tmp_path):
     assert parts["text_encoder"].layers["blocks.0.attention.q"].rank == 3
     with pytest.raises(FileNotFoundError, match=r"no adapter_config.json in it or in its folders"):
         read_components(tmp_path)
+    with pytest.raises(
+        FileNotFoundError, match=r"by component \(text_encoder, unet\): call read_components"
+    ):
+        read_peft(tmp_path / "dog")
 
 
 def edited(folder, **changes):
@@ -82,7 +86,7 @@ def edited(folder, **changes):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"use_dora": True}, "use_dora = True is not supported"),
+        ({"use_dora": True}, "use_dora = True is not supported: train the LoRA without it"),
         (
             {"lora_bias": True, "modules_to_save": ["head"]},
             "modules_to_save.*lora_bias|lora_bias.*modules_to_save",
@@ -92,7 +96,7 @@ def edited(folder, **changes):
         ({"some_new_field": 3}, "some_new_field = 3 is not supported"),
         ({"r": 5}, "expected rank 5"),
         ({"lora_alpha": None}, "lora_alpha = None, expected a positive number"),
-        ({"bias": "all"}, "bias = 'all', expected 'none'"),
+        ({"bias": "all"}, "bias = 'all', expected 'none': train the LoRA without biases"),
     ],
 )
 def test_configs_beyond_this_arithmetic_are_refused_by_name(tmp_path, changes, message):

@@ -5,7 +5,7 @@ import torch
 from torch.nn.functional import normalize
 
 from mole_vl import mix
-from mole_vl.gates import Average, MoLE, Softmax
+from mole_vl.gates import Average, MoLE, ScaledSoftmax, Softmax
 from tests.toys import BLOCKS, Toy, inputs, randomise, three
 
 
@@ -49,7 +49,7 @@ def test_constant_gates_are_the_same_below():
     [
         ({"site": "network", "after": 2}, "only 2 blocks carry experts"),
         ({"site": "network", "after": -1}, "after is -1"),
-        ({"site": "block", "after": 1}, "for the kinds 'network' and 'preview', not 'block'"),
+        ({"site": "block", "after": 1}, "'network' and 'preview', not 'block': set after to 0"),
         ({"site": "netwrok"}, "kind is 'netwrok'"),
     ],
 )
@@ -59,3 +59,20 @@ def test_a_placement_that_cannot_be_is_refused_and_changes_nothing(given, messag
     with pytest.raises(ValueError, match=message):
         mix(model, three(model), gate=MoLE(normaliser=Softmax()), blocks=BLOCKS, **given)
     assert str(model) == before
+
+
+def test_a_handle_shows_which_layers_share_a_gate_and_which_gate_it_is():
+    model = Toy()
+    mixture = mix(
+        model, three(model), gate=MoLE(normaliser=ScaledSoftmax(total=2.0)), blocks=BLOCKS
+    )
+    lines = [line.strip() for line in str(mixture).splitlines()]
+    normaliser = "ScaledSoftmax(total=2.0, tau_low=0.25, tau_high=4.0)"
+    assert "experts: ann, bob, cyd" in lines
+    assert f"gate: MoLE(score=Hidden(), normaliser={normaliser}, over='row')" in lines
+    assert "blocks.0: 4 layers (attention.q, attention.k, ff.0 and 1 more)" in lines
+    assert "blocks.1: 2 layers (attention.q, attention.k)" in lines
+    assert normaliser in str(mixture.gate("blocks.0"))
+    mixture.unmix()
+    lone = str(mix(model, three(model), gate=MoLE(), site="matrix"))
+    assert "\n    blocks.0.attention.q\n" in lone

@@ -13,6 +13,17 @@ def test_rows_survive_the_disk(tmp_path):
     assert read_rows(tmp_path / "rows.jsonl") == rows
 
 
+def test_blank_lines_are_nothing_and_a_string_may_hold_an_end_of_line(tmp_path):
+    rows = [ROWS[0], TextRow("one\u2028two", "three", "t")]
+    write_rows(tmp_path / "rows.jsonl", rows)
+    text = (tmp_path / "rows.jsonl").read_text().replace("}\n", "}\n \n\r\n")
+    (tmp_path / "rows.jsonl").write_text(text)
+    assert read_rows(tmp_path / "rows.jsonl") == rows
+    (tmp_path / "rows.jsonl").write_text("\n\n")
+    with pytest.raises(ValueError, match="the file is empty"):
+        read_rows(tmp_path / "rows.jsonl")
+
+
 @pytest.mark.parametrize(
     ("line", "fault"),
     [

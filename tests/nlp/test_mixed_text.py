@@ -1,6 +1,9 @@
 """The program train_gates.py on a tiny language model, the whole way."""
 
 import json
+import runpy
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -86,11 +89,20 @@ def test_the_table_counts_by_task():
     assert lines[2:] == ["| a | 0.500 |", "| b | 0.000 |", "| **all** | 0.333 |"]
 
 
-def test_a_task_without_an_expert_is_named(tmp_path, domain):
-    write_rows(tmp_path / "rows.jsonl", [*ROWS, TextRow("x:", "y", "german")])
-    domain.mix(MoLE(), "block")
-    with pytest.raises(ValueError, match="a row's task is 'german', and no expert has that name"):
-        domain.hits(["oracle"])
+def test_a_task_without_an_expert_is_named_before_anything_is_trained(tmp_path, domain):
+    write_rows(domain.test, [*ROWS, TextRow("x:", "y", "german")])
+    with pytest.raises(ValueError, match=r"a row's task is 'german', .* name \(past, plural\): "):
+        train_gates(domain, config(tmp_path))
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("name", ["train", "test"])
+def test_a_missing_file_of_rows_is_named_by_its_setting(domain, name):
+    setattr(domain, name, domain.train.parent / "none.jsonl")
+    with pytest.raises(
+        FileNotFoundError, match=rf"^{name}: .*none.jsonl is no file, expected JSON"
+    ):
+        domain.mix(MoLE(), "block")
 
 
 def test_a_report_may_ask_the_first_rows_of_each_task(domain):
@@ -110,3 +122,21 @@ def test_a_run_is_not_resumed_with_other_rows(tmp_path, domain):
     write_rows(domain.train, ROWS[::-1])
     with pytest.raises(ValueError, match="train was"):
         train_gates(domain, config(tmp_path, schedule="constant"), report=False)
+
+
+def test_a_mistake_on_the_command_line_is_one_message(tmp_path, monkeypatch, capsys):
+    rows = tmp_path / "rows.jsonl"
+    for more, message in [
+        (["--domain.asked", "0"], "error: MixedText: asked is 0, expected at least 1"),
+        ([], f"error: train: {rows} is no file, expected JSON lines of prompt, answer and task"),
+    ]:
+        arguments = [
+            *("--domain", "nlp.mixed_text.MixedText", "--domain.experts", "[]"),
+            *("--domain.train", str(rows), "--domain.test", str(rows), *more),
+            *("--fit.output", str(tmp_path / "run"), "--fit.steps", "1"),
+        ]
+        monkeypatch.setattr(sys, "argv", ["train_gates.py", *arguments])
+        with pytest.raises(SystemExit) as ended:
+            runpy.run_path(str(Path(__file__).parents[2] / "train_gates.py"), run_name="__main__")
+        assert ended.value.code == 2
+        assert capsys.readouterr().err == f"{message}\n"

@@ -32,3 +32,23 @@ def test_the_built_in_base_is_taken_from_the_users_cache(tmp_path, monkeypatch):
     tiny_folder(tmp_path / "mole-vl" / BUILT_IN)
     model, _ = load_base()
     assert model.config.hidden_size == 16
+
+
+@pytest.mark.parametrize("name", ["smollm2-135m", "out/no/base", "./base", "/no/base", "base/"])
+def test_what_is_neither_a_folder_nor_a_hub_id_is_refused_without_asking_the_hub(name):
+    with pytest.raises(
+        FileNotFoundError, match=rf"base is '{name}', .*\(ORG/NAME\) or smollm2-135m-instruct"
+    ) as refused:
+        load_base(name)
+    assert refused.value.__cause__ is None
+
+
+def test_what_cannot_be_loaded_is_one_sentence(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"base: .*config.json is no file, expected a fold"):
+        load_base(str(tmp_path))
+    tiny_folder(tmp_path)
+    (tmp_path / "model.safetensors").unlink()
+    for name in ("nobody/nothing", str(tmp_path)):
+        with pytest.raises(FileNotFoundError, match=f"'{name}', which was not loaded: ") as refused:
+            load_base(name)
+        assert "\n" not in str(refused.value)

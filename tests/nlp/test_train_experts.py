@@ -129,7 +129,35 @@ def test_a_task_without_held_out_rows_is_a_fault(config):
 
 
 def test_the_faults_of_a_config_are_reported_together(config):
-    with pytest.raises(ValueError, match=r"rank is 0.*alpha is -1.*targets is empty"):
-        ExpertConfig(name="x", data=config.held_out, rank=0, alpha=-1, targets=())
+    with pytest.raises(
+        ValueError, match=r"name is 'a/b', .*rank is 0.*alpha is -1.*targets is empty"
+    ):
+        ExpertConfig(name="a/b", data=config.held_out, rank=0, alpha=-1, targets=())
     with pytest.raises(ValueError, match=r"two experts are called past; .*context is 1"):
         replace(config, experts=(config.experts[1], config.experts[1]), context=1)
+
+
+def test_faults_come_before_any_training(config):
+    first, last = config.experts
+    gone = config.held_out.parent / "gone.jsonl"
+    odd = ("q_proj", "query", "model.norm")
+    mistakes = [
+        (replace(config, held_out=gone), r"^held_out: .*gone.jsonl is no file, expected JSON"),
+        (
+            replace(config, experts=(first, replace(last, data=gone))),
+            r"^data of past: .*gone.jsonl is no file",
+        ),
+        (
+            replace(config, experts=(first, replace(last, targets=odd))),
+            r"targets of past: 'query' names no layer of LlamaForCausalLM; "
+            r"'model.norm' names a LlamaRMSNorm, expected linear layers",
+        ),
+        (
+            replace(config, experts=(first, replace(last, name="german"))),
+            "no row of the task 'german'",
+        ),
+    ]
+    for mistaken, message in mistakes:
+        with pytest.raises((ValueError, FileNotFoundError), match=message):
+            main(mistaken)
+        assert not config.fit.output.exists()
