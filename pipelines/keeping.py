@@ -55,8 +55,14 @@ class Kept(BearsExperts):
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **kwargs: Any) -> Self:
-        """Diffusers' own; experts and gates that were saved with the pipeline come with it."""
+        """The base as diffusers reads it, with the experts and gates that were saved with it.
+
+        All parts are in fp32 unless `dtype` says otherwise.
+        """
         parent: Any = super()
+        if not {"dtype", "torch_dtype"} & kwargs.keys():
+            # Left alone, transformers takes what its models were saved in, and diffusers fp32.
+            kwargs["dtype"] = torch.float32
         pipe: Self = parent.from_pretrained(str(pretrained_model_name_or_path), **kwargs)
         folder = Path(pretrained_model_name_or_path)
         if has_mixture(folder):

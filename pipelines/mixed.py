@@ -7,8 +7,9 @@ from typing import Any
 
 from mole_vl.arms import together
 from pipelines.composition import Composition
-from pipelines.drawing import Drawing, Guidance, Options
+from pipelines.drawing import Drawing
 from pipelines.keeping import Kept
+from pipelines.options import Guidance, Options
 from pipelines.recording import Recording
 from pipelines.schedules import Schedule
 from pipelines.weights import WeightSchedule

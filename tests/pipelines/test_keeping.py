@@ -64,6 +64,23 @@ def test_the_base_in_it_is_the_bases_own(base, tmp_path):
     assert type(any_tool) is PLAIN[type(pipe)]
 
 
+def test_a_base_saved_in_half_is_read_in_one_precision(tmp_path):
+    pipe = mixed(parts=TEXT)
+    expected = draw(pipe)
+    pipe.to(torch.float16, silence_dtype_warnings=True)
+    pipe.save_pretrained(tmp_path / "pipe")
+    again = quiet(MoLEStableDiffusionPipeline.from_pretrained(tmp_path / "pipe"))
+    assert {p.dtype for m in (again.unet, again.text_encoder) for p in m.parameters()} == {
+        torch.float32
+    }
+    # What half precision rounds is the base alone: experts are as they were.
+    assert again.mixtures["unet"].digests == pipe.mixtures["unet"].digests
+    torch.testing.assert_close(draw(again), expected, rtol=0.1, atol=0.1)
+    other = MoLEStableDiffusionPipeline.from_pretrained(tmp_path / "pipe", dtype=torch.bfloat16)
+    assert other.unet.dtype == other.text_encoder.dtype == torch.bfloat16
+    assert draw(quiet(other)).dtype == torch.bfloat16
+
+
 def test_a_plain_pipeline_saved_over_a_mixed_one_brings_no_experts_back(tmp_path):
     mixed().save_pretrained(tmp_path / "pipe")
     sd1().save_pretrained(tmp_path / "pipe")
