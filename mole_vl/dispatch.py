@@ -11,6 +11,7 @@ from contextlib import contextmanager, suppress
 from copy import deepcopy
 from dataclasses import replace
 from functools import partial
+from itertools import chain
 from typing import Any
 
 import torch
@@ -240,7 +241,7 @@ class Dispatch:
         if told.held is not None and told.pinned is None and output.weights.dim() < 3:
             told.held.setdefault(name, output)
         if told.records is not None:
-            told.records.append(Record(name, output, told.real))
+            told.records.append(Record(name, output, told.real, told.strength))
 
     def _result(self, name: str, x: Tensor | None, current: Pass) -> GateOutput:
         told = current.conditions
@@ -278,17 +279,24 @@ class Dispatch:
             return self._gated(gate, name, x, told)
 
     def _gated(self, gate: Gate, name: str, x: Tensor | None, told: Conditions) -> GateOutput:
+        # The model may have moved since it was told: offloading does that at every call.
+        device = _device(gate) if x is None else x.device
+        kept = None if told.kept is None else told.kept.to(device)
         if x is None:
-            return gate(GateInput(None, None, told.kept), self.readers[name])
+            return gate(GateInput(None, None, kept), self.readers[name])
         pool = told.real if told.pool is None else told.pool
-        pool = None if pool is None else spread(pool, x.shape[0])
+        pool = None if pool is None else spread(pool.to(device), x.shape[0])
         if told.source is None:
-            return gate(GateInput(x, pool, told.kept), self.readers[name])
-        rows, place = torch.unique(told.source, return_inverse=True)
-        given = GateInput(x[rows], None if pool is None else pool[rows], told.kept)
+            return gate(GateInput(x, pool, kept), self.readers[name])
+        rows, place = torch.unique(told.source.to(device), return_inverse=True)
+        given = GateInput(x[rows], None if pool is None else pool[rows], kept)
         output = gate(given, self.readers[name])
         experts = None if output.experts is None else output.experts[place]
         return GateOutput(output.weights[place], experts, output.logits[place])
+
+
+def _device(gate: Gate) -> torch.device:
+    return next(chain(gate.parameters(), gate.buffers())).device
 
 
 def _outside(what: str) -> str:

@@ -95,7 +95,8 @@ class MixtureLayer(nn.Module):
         """The base layer's output plus the mixture's update."""
         y = self.base(x, *args, **kwargs)
         weights = self.route(x.shape[0])
-        return y if weights is None else y + self._update(x, weights).to(y.dtype)
+        # Constant weights are found before a model is moved that moves when it is called.
+        return y if weights is None else y + self._update(x, weights.to(x.device)).to(y.dtype)
 
     @abstractmethod
     def _update(self, x: Tensor, weights: Tensor) -> Tensor:

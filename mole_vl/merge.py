@@ -33,7 +33,8 @@ class Merged:
 def mean_weights(records: Sequence[Record]) -> dict[str, Tensor]:
     """The mean weights (E,) of each site over what `record()` listed: what a merge may stand for.
 
-    Every forward counts by its real rows and positions.
+    They are the weights as the layers applied them, strength included. Every forward counts by its
+    real rows and positions.
 
     Raises:
         ValueError: Nothing was recorded.
@@ -44,6 +45,7 @@ def mean_weights(records: Sequence[Record]) -> dict[str, Tensor]:
     counts: dict[str, Tensor] = {}
     for record in records:
         weights, real = real_positions(record, record.output.weights)
+        weights = weights * record.strength
         total = weights.reshape(-1, weights.shape[-1]).sum(0)
         sums[record.site] = sums.get(record.site, torch.zeros_like(total)) + total
         counts[record.site] = counts.get(record.site, torch.zeros_like(real.sum())) + real.sum()

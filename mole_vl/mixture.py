@@ -239,6 +239,11 @@ class Mixture(nn.Module):
         """The mixed model."""
         return self._wired().model
 
+    @property
+    def baked(self) -> bool:
+        """Whether constant weights are folded into the base, and no context is heard."""
+        return self._dispatch.silent
+
     def base_state_dict(self) -> dict[str, Tensor]:
         """The base model's own state under its own keys: what saving the base must write."""
         state = self._wired().model.state_dict()

@@ -28,11 +28,13 @@ class Record:
         site: Name of the site.
         output: What the gate returned.
         real: Positions that are no padding, (rows, positions) bool; None where all are real.
+        strength: What multiplied the weights where the layers applied them.
     """
 
     site: str
     output: GateOutput
     real: Tensor | None
+    strength: float | Tensor = 1.0
 
 
 @dataclass(frozen=True)

@@ -182,3 +182,21 @@ def test_a_copy_made_inside_a_context_is_free_of_it():
     with mixture.disabled(), mixture.record():
         twin = copy.deepcopy(model)
     assert torch.equal(twin(*inputs()), expected)
+
+
+def test_a_model_may_move_to_its_device_when_it_is_called():
+    """As offloading does; the device meta stands for the accelerator: it refuses a mixture too."""
+    model = Toy()
+    mixture = mix(model, three(model), gate=MoLE(score=Free()), blocks=BLOCKS)
+
+    def moved(module, args):
+        module.to("meta")
+        return tuple(x.to("meta") for x in args)
+
+    pinned = mixture.pinned(torch.rand(3, 3))
+    masked = mixture.masked(["bob"])
+    with pinned:
+        model.register_forward_pre_hook(moved)
+        assert model(*inputs()).is_meta
+    with masked:
+        assert model(*inputs()).is_meta

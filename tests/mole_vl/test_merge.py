@@ -86,6 +86,17 @@ def test_mean_weights_are_the_mean_over_what_is_real(over):
     merged(mixture, "one", found)
 
 
+def test_mean_weights_count_the_strength_that_was_applied():
+    model = Toy()
+    mixture = mix(model, three(model), gate=Sum(), site="network", blocks=BLOCKS)
+    with mixture.record() as records:
+        with mixture.scaled(0.5):
+            model(*inputs())
+        with mixture.scaled(torch.tensor(0.25)):
+            model(*inputs())
+    torch.testing.assert_close(mean_weights(records)["network"], torch.full((3,), 0.375))
+
+
 def test_what_cannot_be_merged_is_said():
     model = Toy()
     mixture = mix(model, three(model), gate=MoLE(), blocks=BLOCKS)

@@ -1,0 +1,63 @@
+"""A pipeline's mixture beside its base, in the folder `mixture` of the pipeline's own."""
+
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+
+from mole_vl import Mixture, save_gates
+from mole_vl.files import new_folder
+from mole_vl.peft_folder import write_peft
+from pipelines.bearing import BearsExperts
+from pipelines.loading import Bank
+
+FOLDER = "mixture"
+FORMAT = "mole-vl pipeline 1"
+_INDEX = "index.json"
+_MODEL_INDEX = "model_index.json"
+
+
+def save_mixture(folder: Path, bank: Bank, mixtures: Mapping[str, Mixture]) -> None:
+    """Write experts, gates and their order into a saved pipeline's folder, in one rename."""
+    with new_folder(folder / FOLDER) as partial:
+        for name, parts in bank.items():
+            for part, expert in parts.items():
+                write_peft(expert, partial / "experts" / name / part)
+        for part, mixture in mixtures.items():
+            save_gates(mixture, partial / "gates" / f"{part}.safetensors")
+        index = {"format": FORMAT, "experts": list(bank)}
+        (partial / _INDEX).write_text(json.dumps(index, indent=1) + "\n")
+
+
+def drop_mixture(folder: Path) -> None:
+    """Remove what an older mixture left in a folder."""
+    shutil.rmtree(folder / FOLDER, ignore_errors=True)
+
+
+def has_mixture(folder: Path) -> bool:
+    """Whether a mixture was saved with a pipeline."""
+    return (folder / FOLDER / _INDEX).exists()
+
+
+def load_mixture(pipe: BearsExperts, folder: Path) -> None:
+    """Put the experts and gates of a saved pipeline into its base.
+
+    Raises:
+        ValueError: Written by another version.
+    """
+    index = json.loads((folder / FOLDER / _INDEX).read_text())
+    if index.get("format") != FORMAT:
+        raise ValueError(
+            f"{folder / FOLDER / _INDEX}: format is {index.get('format')!r}, expected {FORMAT!r}"
+        )
+    experts = folder / FOLDER / "experts"
+    pipe.load_experts([experts / name for name in index["experts"]])
+    pipe.load_gates(folder / FOLDER / "gates")
+
+
+def name_base(folder: Path, kind: type) -> None:
+    """Let the folder name diffusers' own pipeline class, so that any tool opens the base."""
+    own = next(base.__name__ for base in kind.__mro__ if base.__module__.startswith("diffusers."))
+    file = folder / _MODEL_INDEX
+    index = json.loads(file.read_text())
+    file.write_text(json.dumps({**index, "_class_name": own}, indent=2, sort_keys=True) + "\n")
