@@ -45,7 +45,8 @@ class BearsExperts(Unmixable):
         """Mix LoRAs into the UNet and, where they have that part, into the text encoders.
 
         Args:
-            experts: LoRA folders, under their own names, or under the keys of a mapping.
+            experts: LoRA folders or files (PEFT's, diffusers', kohya's), under their own names, or
+                under the keys of a mapping.
             gate: What decides the weights, until `load_gates`.
             site: As for `mole_vl.mix`.
             after: As for `mole_vl.mix`.
@@ -62,7 +63,8 @@ class BearsExperts(Unmixable):
                 "first"
             )
         models = self._models()
-        bank = fitting(read_experts(experts), models, parts)
+        config: Any = models["unet"].config
+        bank = fitting(read_experts(experts, config), models, parts)
         mix_parts(bank, models, gate, site, after)
         self._bank = bank
 

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 from typing_extensions import Self
 
+from dreambooth.lora_files import Form, write_lora
 from mole_vl import Mixture, merged
 from mole_vl.arms import together
 from pipelines.bearing import BearsExperts
 from pipelines.folder import drop_mixture, has_mixture, load_mixture, name_base, save_mixture
-from pipelines.parts import write_lora
 from pipelines.recipe import Recipe, as_data, gates_digest
 from pipelines.recording import Recording
 from pipelines.weights import check_known
@@ -73,14 +73,17 @@ class Kept(BearsExperts):
         self,
         path: str | Path,
         rank: int | None = None,
+        form: Form = "peft",
         *,
         weights: Mapping[str, float] | Recording | None = None,
     ) -> dict[str, float]:
         """Write the mixture as one ordinary LoRA, for tools that know nothing of gates.
 
         Args:
-            path: Folder of PEFT folders by component; its name is the LoRA's.
+            path: Its name is the LoRA's. peft: a folder, which gets one for each component;
+                diffusers: a .safetensors file or a folder; kohya: a .safetensors file.
             rank: The most that a layer may have; as much as its experts have together if not given.
+            form: The format; plain diffusers loads all but peft's by `load_lora_weights`.
             weights: Constant weights by expert's name (zero for the others), or what `record()`
                 listed, for its means; None for gates that are constant.
 
@@ -94,7 +97,7 @@ class Kept(BearsExperts):
         if not self.mixtures:
             raise RuntimeError("export: call load_experts() first")
         given = {part: self._constant(part, m, weights) for part, m in self.mixtures.items()}
-        name, base = Path(path).resolve().name, getattr(self, "name_or_path", None)
+        name, base = Path(path).resolve().stem, getattr(self, "name_or_path", None)
         found = {
             part: merged(mixture, name, given[part], rank)
             for part, mixture in self.mixtures.items()
@@ -102,7 +105,7 @@ class Kept(BearsExperts):
         }
         if not found:
             raise ValueError("export: with these weights nothing changes the base")
-        write_lora({part: replace(m.expert, base=base) for part, m in found.items()}, path)
+        write_lora({part: replace(m.expert, base=base) for part, m in found.items()}, path, form)
         return {part: m.total for part, m in found.items()}
 
     def recipe(self, prompt: str, *, seed: int, **call: Any) -> Recipe:

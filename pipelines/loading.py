@@ -6,11 +6,10 @@ from pathlib import Path
 
 from torch import nn
 
-from dreambooth.adapter import blocks
+from dreambooth.adapter import blocks, fitted_to
 from mole_vl import Expert, Mixture, mix, mix_from
 from mole_vl.gates import GateSpec
 from mole_vl.sites import SiteKind
-from pipelines.parts import fitted
 
 # Parts of an expert by component, by the expert's name.
 Bank = Mapping[str, Mapping[str, Expert]]
@@ -39,7 +38,7 @@ def fitting(bank: Bank, models: Mapping[str, nn.Module], wanted: Sequence[str] |
         if lacking:
             how = f"expert {name!r} changes"
             raise ValueError(f"{_lacks(how, lacking, models)}; `parts` says what to mix")
-        found[name] = {part: fitted(expert, models[part]) for part, expert in kept.items()}
+        found[name] = {part: fitted_to(expert, models[part]) for part, expert in kept.items()}
     return found
 
 

@@ -2,13 +2,12 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
-from torch import Tensor, nn
+from torch import Tensor
 
-from mole_vl import Expert, read_components
-from mole_vl.files import new_folder
-from mole_vl.peft_folder import write_peft
+from dreambooth.lora_files import read_lora
+from mole_vl import Expert
 
 # Components that may carry experts, each with the tokenizer of its input.
 PARTS: Mapping[str, str | None] = {
@@ -17,15 +16,18 @@ PARTS: Mapping[str, str | None] = {
     "text_encoder_2": "tokenizer_2",
 }
 
-# A LoRA: a folder of PEFT folders by component, a PEFT folder of a UNet's; or its parts themselves.
+# A LoRA: a folder or file of any form that `dreambooth.lora_files` reads; or its parts themselves.
 Source: TypeAlias = str | Path | Mapping[str, Expert]
 
 
-def read_experts(sources: Sequence[Source] | Mapping[str, Source]) -> dict[str, dict[str, Expert]]:
+def read_experts(
+    sources: Sequence[Source] | Mapping[str, Source], unet_config: Mapping[str, Any]
+) -> dict[str, dict[str, Expert]]:
     """Parts of each expert by component, by the expert's name.
 
     Args:
         sources: The LoRAs; named by the mapping's keys, or each by its own name.
+        unet_config: The config of the UNet that they are for.
 
     Raises:
         FileNotFoundError: No LoRA there.
@@ -39,7 +41,9 @@ def read_experts(sources: Sequence[Source] | Mapping[str, Source]) -> dict[str, 
         raise ValueError("load_experts: expected at least one expert, got none")
     found: dict[str, dict[str, Expert]] = {}
     for name, source in given:
-        parts = _read_lora(source, name) if isinstance(source, str | Path) else dict(source)
+        if isinstance(source, str | Path):
+            source = read_lora(source, name, unet_config=unet_config).experts
+        parts = dict(source)
         name = name or next(iter(parts.values())).name
         if name in found:
             raise ValueError(
@@ -50,12 +54,6 @@ def read_experts(sources: Sequence[Source] | Mapping[str, Source]) -> dict[str, 
     return found
 
 
-def fitted(expert: Expert, model: nn.Module) -> Expert:
-    """A text encoder's expert under the model's own paths: with or without `text_model.`."""
-    known = {path for path, _ in model.named_modules()}
-    return expert.renamed({path: _path(path, known) for path in expert.layers})
-
-
 def real_tokens(ids: Tensor, end: int) -> Tensor:
     """Positions up to the first end token of a row, (rows, positions) bool: the rest is padding.
 
@@ -64,22 +62,5 @@ def real_tokens(ids: Tensor, end: int) -> Tensor:
     return ((ids == end).long().cumsum(-1) - (ids == end).long()) == 0
 
 
-def write_lora(experts: Mapping[str, Expert], folder: str | Path) -> None:
-    """Write one LoRA's parts as PEFT folders by component, in one rename."""
-    with new_folder(Path(folder)) as partial:
-        for part, expert in experts.items():
-            write_peft(expert, partial / part)
-
-
-def _read_lora(folder: str | Path, name: str | None) -> dict[str, Expert]:
-    parts = read_components(folder, name)
-    return {part or "unet": expert for part, expert in parts.items()}
-
-
 def _called(name: str, expert: Expert) -> Expert:
     return Expert(name, expert.layers, expert.base, expert.source)
-
-
-def _path(path: str, known: set[str]) -> str:
-    forms = (path, f"text_model.{path}", path.removeprefix("text_model."))
-    return next((form for form in forms if form in known), path)

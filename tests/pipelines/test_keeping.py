@@ -131,27 +131,38 @@ def test_an_export_of_given_weights_draws_the_same_in_a_plain_pipeline(base, tmp
     same(draw(again), draw(pipe, weights=GIVEN))
 
 
-def test_load_lora_weights_of_an_export_draws_the_same(tmp_path):
+@pytest.mark.parametrize("form", ["diffusers", "kohya"])
+@pytest.mark.parametrize("base", ["sd1", "sdxl"])
+def test_load_lora_weights_of_an_export_draws_the_same(tmp_path, base, form):
     """In a process of its own: peft's own warnings are not ours."""
-    pipe = mixed()
-    pipe.export(tmp_path / "one", weights=GIVEN)
+    make = {"sd1": sd1, "sdxl": sdxl}[base]
+    pipe = mixed(make, parts_of(make()))
+    file = tmp_path / "one.safetensors"
+    pipe.export(file, form=form, weights=GIVEN)
     torch.save(draw(pipe, weights=GIVEN), tmp_path / "expected.pt")
+    kind = "StableDiffusionXLPipeline" if base == "sdxl" else "StableDiffusionPipeline"
     code = f"""
 import torch
-from diffusers import StableDiffusionPipeline
-from safetensors.torch import load_file
-from tests.pipelines.toys import draw, same, sd1
-from mole_vl import read_peft
-tensors = load_file("{tmp_path}/one/unet/adapter_model.safetensors")
-pipe = sd1(StableDiffusionPipeline)
-pipe.unet.load_lora_adapter(
-    {{k.removeprefix("base_model.model."): v for k, v in tensors.items()}}, prefix=None
-)
+from diffusers import {kind}
+from tests.pipelines.toys import draw, same, {base}
+pipe = {base}({kind})
+pipe.load_lora_weights("{file}")
 same(draw(pipe), torch.load("{tmp_path}/expected.pt"))
 """
     root = Path(__file__).parents[2]
     done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("form", ["peft", "diffusers", "kohya"])
+def test_experts_are_loaded_from_files_of_every_form(tmp_path, form):
+    pipe = mixed(parts=TEXT)
+    file = tmp_path / ("one" if form == "peft" else "one.safetensors")
+    pipe.export(file, form=form, weights=GIVEN)
+    again = sd1()
+    again.load_experts([file], gate=Sum())
+    assert again.experts == ("one",)
+    same(draw(again), draw(pipe, weights=GIVEN))
 
 
 def test_an_export_of_recorded_weights_is_their_mean(tmp_path):
