@@ -72,6 +72,7 @@ class SubjectStyle(Domain):
                 None if caption.strip() else "caption is empty, expected words that CLIP knows",
                 at_least("resolution", resolution, 1),
                 at_least("drawn", drawn, 1),
+                at_least("steps", steps, 1),
             ],
         )
         self.base_name = base
