@@ -10,6 +10,7 @@ from mole_vl.gates import GateSpec
 from mole_vl.layers import layer_shapes
 from mole_vl.mixture import ATTRIBUTE, Mixture
 from mole_vl.sites import SiteKind, find_sites
+from mole_vl.slots import Slots
 
 
 def mix(
@@ -20,6 +21,7 @@ def mix(
     site: SiteKind = "block",
     after: int = 0,
     blocks: Mapping[str, int] | None = None,
+    slots: Mapping[str, Sequence[str]] | None = None,
 ) -> Mixture:
     """Mix experts into a model, in place: its base is frozen, its layers get their experts.
 
@@ -33,6 +35,9 @@ def mix(
             the gate reads: deeper states tell more. With network the blocks before have constant
             (learned) weights; with preview they run twice (see `Mixture.preview`).
         blocks: Width of each of the model's blocks, by path (`nlp.blocks`, `dreambooth.blocks`).
+        slots: The names of the experts that may fill each slot, by the slot's name, for gates that
+            weigh slots: every row says who fills its own (`Mixture.condition`). Their file names
+            slots, so that `mix_from` takes any expert under a slot's name.
 
     Returns:
         The handle, also found as `model.mixture`. Nothing of the model has changed on an error.
@@ -55,6 +60,7 @@ def mix(
     }
     widths = {path: shapes[path][1] for path in paths}
     layout = find_sites(site, model, widths, blocks or {}, after)
-    mixture = Mixture(experts, gate, layout, paths)
+    roles = None if slots is None else Slots.of(slots, [expert.name for expert in experts])
+    mixture = Mixture(experts, gate, layout, paths, roles)
     mixture.wire(model)
     return mixture

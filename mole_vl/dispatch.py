@@ -21,7 +21,9 @@ from torch.utils.hooks import RemovableHandle
 from mole_vl.gates import Gate, GateInput, GateOutput
 from mole_vl.layers import MixtureLayer
 from mole_vl.passes import EVERYWHERE, Conditions, Pass, Passes, Record, replaying
+from mole_vl.plans import in_order
 from mole_vl.sites import NETWORK, Layout
+from mole_vl.slots import Slots
 
 
 class Lock:
@@ -57,6 +59,8 @@ class Dispatch:
         gates: The gate of each site, by the site's name.
         readers: The layers of each site that read the site's own width.
         reads_input: Whether the gates look at their site's input, where it has one to read.
+        experts: How many experts there are.
+        slots: What the gates weigh; None for the experts themselves.
     """
 
     def __init__(
@@ -65,8 +69,12 @@ class Dispatch:
         gates: Mapping[str, Gate],
         readers: Mapping[str, Sequence[MixtureLayer]],
         reads_input: bool,
+        experts: int,
+        slots: Slots | None = None,
     ) -> None:
         self.gates = gates
+        self.experts = experts
+        self.slots = slots
         self.readers = readers
         self.sites = {site.name: site for site in layout.sites}
         self.reading = {
@@ -180,9 +188,11 @@ class Dispatch:
         if self.previews and output is current.held.get(name) and output.weights.dim() == 2:
             # The preview ran each row once, however often `generate` multiplies it. What the first
             # layer runs counts: a later one that reads other rows must not pass for beams.
-            output = replace(output, weights=spread(output.weights, rows))
+            places = None if output.experts is None else spread(output.experts, rows)
+            output = replace(output, weights=spread(output.weights, rows), experts=places)
             current.results[name] = output
-        return output.weights * current.conditions.strength
+        weights = in_order(output.weights, output.experts, self.experts)
+        return weights * current.conditions.strength
 
     def _check_gradient(self, where: str) -> None:
         if not torch.is_grad_enabled():
@@ -276,7 +286,16 @@ class Dispatch:
         # Scores are fp32: their products must not be taken in an autocast's lower precision.
         device = "cpu" if x is None else x.device.type
         with torch.autocast(device, enabled=False):
-            return self._gated(gate, name, x, told)
+            output = self._gated(gate, name, x, told)
+        if self.slots is None:
+            return output
+        if told.filled is None:
+            raise RuntimeError(
+                f"the gates weigh the slots {', '.join(self.slots.names)}: say who fills them, by "
+                "condition(filled=...), or give the weights, by pinned(...)"
+            )
+        rows = output.weights.shape[0] if output.weights.dim() > 1 else len(told.filled)
+        return self.slots.told(output, spread(told.filled, rows))
 
     def _gated(self, gate: Gate, name: str, x: Tensor | None, told: Conditions) -> GateOutput:
         # The model may have moved since it was told: offloading does that at every call.

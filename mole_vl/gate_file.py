@@ -28,11 +28,14 @@ FORMAT = "mole-vl gates 1"
 
 @dataclass(frozen=True)
 class GateFile:
-    """What a gate file holds: the experts' names and digests in order, site kind, gates."""
+    """What a gate file holds: the experts' names and digests in order, site kind, gates.
+
+    A slot stands as an expert without a digest: any expert may take its name.
+    """
 
     source: str
     names: tuple[str, ...]
-    digests: tuple[str, ...]
+    digests: tuple[str | None, ...]
     site: SiteKind
     after: int
     spec: GateSpec
@@ -42,12 +45,15 @@ class GateFile:
 def save_gates(mixture: Mixture, path: str | Path) -> None:
     """Write a mixture's gates, in one rename."""
     path = Path(path)
+    slots = mixture.slots
+    named = (
+        zip(mixture.names, mixture.digests, strict=True)
+        if slots is None
+        else [(name, None) for name in slots.names]
+    )
     header = {
         "format": FORMAT,
-        "experts": [
-            {"name": name, "sha256": digest}
-            for name, digest in zip(mixture.names, mixture.digests, strict=True)
-        ],
+        "experts": [{"name": name, "sha256": digest} for name, digest in named],
         "site": mixture.layout.kind,
         "after": mixture.layout.after,
         "gate": to_data(mixture.spec),
@@ -130,7 +136,7 @@ def mix_from(
     changed = [
         expert.name
         for expert, digest in zip(ordered, found.digests, strict=True)
-        if expert.digest != digest
+        if digest is not None and expert.digest != digest
     ]
     if changed and not allow_changed:
         raise ValueError(

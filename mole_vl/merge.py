@@ -37,8 +37,10 @@ def mean_weights(records: Sequence[Record]) -> dict[str, Tensor]:
     real rows and positions.
 
     Raises:
-        ValueError: Nothing was recorded.
+        ValueError: Nothing was recorded, or the weights of slots.
     """
+    if any(record.output.experts is not None for record in records):
+        raise ValueError("mean_weights: these gates weigh slots, whose experts change by row")
     if not records:
         raise ValueError("no gate result was recorded: run the model inside record()")
     sums: dict[str, Tensor] = {}

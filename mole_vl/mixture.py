@@ -18,6 +18,7 @@ from mole_vl.gates import Gate, GateInput, GateSpec
 from mole_vl.layers import MixtureLayer, mixture_layer
 from mole_vl.passes import EVERYWHERE, Record
 from mole_vl.sites import Layout
+from mole_vl.slots import Slots
 
 ATTRIBUTE = "mixture"
 # Methods of other libraries that read layers' weights past their forward: experts would fall mute.
@@ -45,6 +46,7 @@ class Mixture(nn.Module):
         spec: The gates' specification.
         layout: Where gates sit.
         paths: The layers that are to carry experts, with their frozen base layers.
+        slots: What the gates weigh, if it is not the experts themselves.
     """
 
     def __init__(
@@ -53,8 +55,10 @@ class Mixture(nn.Module):
         spec: GateSpec,
         layout: Layout,
         paths: Mapping[str, nn.Module],
+        slots: Slots | None = None,
     ) -> None:
         super().__init__()
+        self.slots = slots
         self.names = tuple(expert.name for expert in experts)
         self.digests = tuple(expert.digest for expert in experts)
         self.spec = spec
@@ -74,11 +78,12 @@ class Mixture(nn.Module):
             members = [layers[path] for path in site.matrices]
             readers[site.name] = tuple(m for m in members if m.in_features == site.width)
             own = spec if site.entry is not None else spec.blind()
-            gate = own.build(self.names, site, readers[site.name])
+            weighed = self.names if slots is None else slots.names
+            gate = own.build(weighed, site, readers[site.name])
             gates[site.name] = gate.to(members[0].a.device)
         # A ModuleDict key must hold no dots (a module's path holds no slash), and be no method.
         self.gates = nn.ModuleDict({f"at {name}".replace(".", "/"): g for name, g in gates.items()})
-        self._dispatch = Dispatch(layout, gates, readers, spec.reads_input)
+        self._dispatch = Dispatch(layout, gates, readers, spec.reads_input, len(experts), slots)
         # In a plain dict: the model registers the layers, the handle must not do it again.
         self.layers: Mapping[str, MixtureLayer] = layers
         self._wiring: _Wiring | None = None
@@ -130,8 +135,13 @@ class Mixture(nn.Module):
         Inside another such context, both hold. Weights held from before are found anew inside.
 
         Raises:
-            ValueError: An unknown name, or no expert left.
+            ValueError: An unknown name, or no expert left; gates that weigh slots.
         """
+        if self.slots is not None:
+            raise ValueError(
+                "masked: these gates weigh slots, and a slot is not without its expert; pin the "
+                "weights, or load the gates over the slots' own experts"
+            )
         if isinstance(names, str):
             names = [names]
         self._known(names)
@@ -163,6 +173,7 @@ class Mixture(nn.Module):
         real: Tensor | None = None,
         pool: Tensor | None = None,
         source: Tensor | None = None,
+        filled: Tensor | None = None,
         hold: bool = False,
     ) -> AbstractContextManager[None]:
         """A context that tells the gates of the rows that the forwards inside carry.
@@ -174,11 +185,20 @@ class Mixture(nn.Module):
             pool: Positions that a row's features average over; the real ones if not given.
             source: For each row, the row whose gate result it takes, (rows,) long: a picture's
                 negative row takes its positive row's.
+            filled: For each row, the place among `names` of the expert in each slot, (rows, S)
+                long: for a mixture whose gates weigh slots.
             hold: Whether the first forward's row weights serve all forwards inside: a prompt's,
                 while its answer is generated.
+
+        Raises:
+            ValueError: `filled` for gates that weigh experts, or an expert in a wrong slot.
         """
+        if filled is not None:
+            if self.slots is None:
+                raise ValueError("condition: filled is for gates that weigh slots; mix with slots")
+            filled = self.slots.checked(filled)
         held = {} if hold else None
-        return self._told(real=real, pool=pool, source=source, held=held)
+        return self._told(real=real, pool=pool, source=source, filled=filled, held=held)
 
     def preview(self, *args: Any, **kwargs: Any) -> None:
         """With site preview, find the weights that the forwards to come take.
@@ -308,6 +328,8 @@ class Mixture(nn.Module):
             weights = self._vector(given[name])
         elif given is not None:
             weights = self._vector(given)
+        elif self.slots is not None:
+            raise ValueError("these gates weigh slots, whose experts change: give the weights")
         elif self.spec.reads_input:
             raise ValueError(
                 "these gates read their input, so their weights vary; give the weights to "

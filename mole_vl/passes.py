@@ -49,6 +49,7 @@ class Conditions:
         real: Positions that are no padding, (rows, positions) bool, or None.
         pool: Positions that a row's features average over; None for the real ones.
         source: For each row, the row whose gate result it takes, (rows,); None for its own.
+        filled: The expert in each row's slots, (rows, S); None where gates weigh experts.
         preview: Whether the base runs alone, up to where the gate of site preview reads.
         held: Results of row gates that later forwards take over (a prompt's, while its answer is
             generated), filled by the first forward; None for gates computed anew.
@@ -62,6 +63,7 @@ class Conditions:
     real: Tensor | None = None
     pool: Tensor | None = None
     source: Tensor | None = None
+    filled: Tensor | None = None
     preview: bool = False
     held: dict[str, GateOutput] | None = None
     records: list[Record] | None = None

@@ -69,6 +69,20 @@ def align(weights: Tensor, x: Tensor, where: str) -> Tensor:
     )
 
 
+def in_order(weights: Tensor, places: Tensor | None, experts: int) -> Tensor:
+    """Weights (..., K) of chosen experts as weights of all in order, (..., E), zero for the others.
+
+    Args:
+        weights: (..., K).
+        places: Which expert each is for, (..., K); None where all stand in order.
+        experts: E.
+    """
+    if places is None:
+        return weights
+    every = weights.new_zeros(*weights.shape[:-1], experts)
+    return torch.scatter(every, -1, places, weights)
+
+
 def expand(weights: Tensor, segments: Tensor, scales: Tensor) -> Tensor:
     """Expert weights (..., E) to rank weights (..., R): each rank takes its expert's, scaled."""
     return torch.index_select(weights, -1, segments) * scales

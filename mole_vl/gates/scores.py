@@ -128,6 +128,11 @@ class Responses(ScoreSpec):
                 f"Responses: at one of the sites no expert changes a layer that reads the site's "
                 f"input of width {width}, so there is no response to read; use Hidden there"
             )
+        if len(matrices[0].ranks) != experts:
+            raise ValueError(
+                "Responses: what an expert answers is its own, and a slot has many; use Hidden or "
+                "Free for gates over slots"
+            )
         return _ResponseScore(experts, matrices)
 
 
