@@ -79,10 +79,46 @@ class Goals:
 
 
 @dataclass(frozen=True)
+class Scene:
+    """A prompt, and what a picture of it should show.
+
+    Args:
+        states: The encoded negative and positive prompt, (2, tokens, d).
+        goals: Where CLIP should see the pictures.
+        filled: The places of the experts in the mixture's slots; None for gates without slots.
+    """
+
+    states: Tensor
+    goals: Goals
+    filled: tuple[int, ...] | None = None
+
+    def to(self, device: torch.device) -> "Scene":
+        """The same on a device."""
+        goals = Goals(*(tensor.to(device) for tensor in vars(self.goals).values()))
+        return Scene(self.states.to(device), goals, self.filled)
+
+
+@dataclass(frozen=True)
 class _Batch:
     noise: Tensor
     upto: int
     rows: Sequence[Row]
+    scenes: Sequence[Scene]
+
+    def states(self) -> Tensor:
+        """Encoded prompts of guidance, [negative; positive], (2 rows, tokens, d)."""
+        return torch.stack([scene.states for scene in self.scenes], 1).flatten(0, 1)
+
+    def goals(self, views: int) -> Goals:
+        """Each row's goals, once a view, (rows * views, d)."""
+        each = [vars(scene.goals).values() for scene in self.scenes]
+        together = (torch.stack(tensors) for tensors in zip(*each, strict=True))
+        return Goals(*(tensor.repeat_interleave(views, 0) for tensor in together))
+
+    def filled(self) -> Tensor | None:
+        """The experts in the slots of the rows of guidance, (2 rows, slots)."""
+        places = [scene.filled for scene in self.scenes if scene.filled is not None]
+        return torch.tensor(places).repeat(2, 1) if places else None
 
 
 class ClipTask:
@@ -91,10 +127,9 @@ class ClipTask:
     Args:
         base: The base, its UNet mixed.
         mixture: The UNet's mixture.
-        states: The encoded negative and positive prompt, (2, tokens, d).
+        scenes: What is drawn: each row draws one of them.
         resolution: Side of the pictures drawn.
         clip: The judge whose gradient is used.
-        goals: What it should see.
         loss: How pictures are drawn and judged.
         parameters: What is trained, by name.
         balance_weight: Factor of the balance loss; at 0 there is no such term.
@@ -104,10 +139,9 @@ class ClipTask:
         self,
         base: Base,
         mixture: Mixture,
-        states: Tensor,
+        scenes: Sequence[Scene],
         resolution: int,
         clip: Clip,
-        goals: Goals,
         loss: ClipLoss,
         *,
         parameters: Mapping[str, nn.Parameter],
@@ -115,10 +149,9 @@ class ClipTask:
     ) -> None:
         self._base = base
         self._mixture = mixture
-        self._states = states
+        self._scenes = scenes
         self._shape = base.latent_shape(resolution)
         self._clip = clip
-        self._goals = goals
         self._loss = loss
         self._parameters = parameters
         self._balance_weight = balance_weight
@@ -132,18 +165,18 @@ class ClipTask:
         """Move base, judge, prompts and goals."""
         self._base.to(device)
         self._clip.to(device)
-        self._states = self._states.to(device)
-        self._goals = Goals(*(t.to(device) for t in vars(self._goals).values()))
+        self._scenes = [scene.to(device) for scene in self._scenes]
 
     def batch(self, rows: Sequence[Row]) -> _Batch:
-        """Fresh noise for each row; one step of the sampler for the whole global batch."""
+        """A scene and fresh noise for each row; one sampler's step for the whole global batch."""
         noise = [torch.randn(self._shape, generator=row.generator()) for row in rows]
         low, high = (
             round(share * (self._loss.steps - 1)) for share in (self._loss.first, self._loss.last)
         )
         chance = torch.Generator().manual_seed(mix_seed(rows[0].seed, rows[0].step))
         upto = int(torch.randint(low, high + 1, (), generator=chance))
-        return _Batch(torch.stack(noise).to(self._states.device), upto, rows)
+        scenes = [self._scenes[row.pick(len(self._scenes))] for row in rows]
+        return _Batch(torch.stack(noise).to(scenes[0].states.device), upto, rows, scenes)
 
     def units(self, batch: _Batch) -> int:
         """Pictures."""
@@ -152,11 +185,12 @@ class ClipTask:
     def losses(self, batch: _Batch) -> Mapping[str, Term]:
         """The terms `text`, `picture`, `balance`, those with a weight."""
         loss, rows = self._loss, len(batch.noise)
-        states = self._states.repeat_interleave(rows, 0)
+        states, goals = batch.states(), batch.goals(loss.views)
         step = self._scheduler.timesteps[batch.upto]
         start = max(0, batch.upto + 1 - loss.through)
         how = (states, self._scheduler, loss.guidance)
-        with self._mixture.condition(source=positive_rows(rows, states.device)):
+        source = positive_rows(rows, states.device)
+        with self._mixture.condition(source=source, filled=batch.filled()):
             latents = sample(self._base, batch.noise, *how, start)
             with self._mixture.record() as records:
                 latents = walk(self._base, latents, *how, slice(start, batch.upto))
@@ -165,10 +199,9 @@ class ClipTask:
         seen = self._clip.pictures(self._views(self._base.decode(clean).clamp(-1, 1), batch.rows))
         terms = {}
         if loss.text:
-            terms["text"] = Term(away(seen, self._goals.caption), loss.text)
+            terms["text"] = Term(away(seen, goals.caption), loss.text)
         if loss.picture:
-            offset = seen - self._goals.centre
-            terms["picture"] = Term(away(offset, self._goals.offset), loss.picture)
+            terms["picture"] = Term(away(seen - goals.centre, goals.offset), loss.picture)
         if self._balance_weight:
             terms["balance"] = Term(balance(records), self._balance_weight, per_unit=False)
         return terms

@@ -12,7 +12,7 @@ from torch import Tensor
 from dreambooth.adapter import blocks, positive_rows
 from dreambooth.base import Base
 from dreambooth.clip import Clip, composed
-from dreambooth.clip_task import DRAWN, ClipLoss, ClipTask, Goals
+from dreambooth.clip_task import DRAWN, ClipLoss, ClipTask, Goals, Scene
 from dreambooth.data import check_picture, load_picture, picture_files
 from dreambooth.grid import save_grid
 from dreambooth.sampling import sample, schedule
@@ -157,10 +157,9 @@ class SubjectStyle(Domain):
         return ClipTask(
             self.base,
             self.mixture,
-            self.states,
+            [Scene(self.states, self.goals(self.clip))],
             self.resolution,
             self.clip,
-            self.goals(self.clip),
             self.loss,
             parameters=gate_parameters({"unet": self.mixture}),
             balance_weight=balance,

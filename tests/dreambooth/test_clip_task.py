@@ -1,6 +1,7 @@
 """Gates of a UNet: guidance, batches, every loss term, the whole way through."""
 
 import json
+from dataclasses import replace
 
 import open_clip
 import pytest
@@ -12,8 +13,8 @@ from torch import nn
 
 from dreambooth.adapter import blocks, positive_rows
 from dreambooth.base import Base
-from dreambooth.clip import composed
-from dreambooth.clip_task import ClipLoss
+from dreambooth.clip import Clip, composed
+from dreambooth.clip_task import ClipLoss, ClipTask, Goals, Scene
 from dreambooth.data import Jitter
 from dreambooth.sampling import guided, sample, schedule
 from dreambooth.subject_style import SubjectStyle
@@ -21,6 +22,7 @@ from mole_vl import Expert, Factors, mix, write_peft
 from mole_vl.domain import prepare
 from mole_vl.gates import Free, MoLE, Sigmoid
 from mole_vl.training import FitConfig, Row, fit
+from mole_vl.training.rows import rows_of_step
 from tests.dreambooth.toys import SIDE, write_base, write_examples, write_picture
 from tests.toys import randomise
 
@@ -212,6 +214,41 @@ def test_the_gradient_passes_as_many_calls_as_it_is_told(domain, through, whole)
             slope[index] = (above - loss()) / (2 * step)
             logits[index] += step
     assert torch.allclose(found, slope, rtol=0.02, atol=1e-4) == whole
+
+
+def test_every_row_draws_a_scene_of_its_own_with_the_experts_in_its_slots(base, tmp_path):
+    made = [*experts(base.unet), Expert("fox", experts(base.unet)[0].layers)]
+    slots = {"subject": ["owl", "fox"], "style": ["ink"]}
+    gate = MoLE(normaliser=Sigmoid())
+    mixture = mix(base.unet, made, gate=gate, blocks=blocks(base.unet), slots=slots)
+    randomise(mixture)
+    clip = Clip(write_clip(tmp_path / "clip"))
+    scenes = []
+    for name, place in (("an owl", 0), ("a fox", 2)):
+        with torch.no_grad():
+            states = base.encode_prompts(["bad", f"{name} in ink"])
+        goals = Goals(*(torch.randn(8) for _ in range(3)))
+        scenes.append(Scene(states, goals, (place, 1)))
+    loss = ClipLoss(steps=3, guidance=2.0, views=2)
+    parameters = dict(mixture.gates.named_parameters())
+
+    def task(scenes):
+        return ClipTask(base, mixture, scenes, SIDE, clip, loss, parameters=parameters)
+
+    rows = rows_of_step(0, 0, 4)
+    both = task(scenes)
+    batch = both.batch(rows)
+    assert {id(scene) for scene in batch.scenes} == {id(scene) for scene in scenes}
+    found = both.losses(batch)
+    for name in ("text", "picture"):
+        singles = []
+        for row, scene in zip(rows, batch.scenes, strict=True):
+            alone = task([scene])
+            # Its sampler's step is that of the whole batch.
+            single = replace(alone.batch([row]), upto=batch.upto)
+            singles.append(alone.losses(single)[name].value)
+        expected = torch.stack(singles).mean()
+        torch.testing.assert_close(found[name].value, expected, atol=1e-4, rtol=1e-4)
 
 
 def test_goals_are_offsets_from_the_ordinary(domain):
