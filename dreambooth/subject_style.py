@@ -89,14 +89,24 @@ class SubjectStyle(Domain):
         self.truth_file = truth
         self.drawn = drawn
         self.steps = steps or loss.steps
+        # Places of the experts in the slots of a mixture that is shared with other prompts.
+        self.filled: tuple[int, ...] | None = None
 
     def mix(self, gate: GateSpec, site: SiteKind, after: int = 0) -> Mapping[str, Mixture]:
         """Load base, experts, pictures and CLIP, and mix the UNet."""
-        if site == "preview":
-            raise ValueError(
-                "site 'preview' holds one reading of a row for all that follows, and a UNet's "
-                "input changes at every step: use site 'network', or 'block'"
-            )
+        check_site(site)
+        self.load()
+        unet = self.base.unet
+        found = blocks(unet)
+        self.mixture = mix(unet, self.experts, gate=gate, site=site, after=after, blocks=found)
+        return {"unet": self.mixture}
+
+    def load(self, other: "SubjectStyle | None" = None) -> None:
+        """Load all that `mix` needs.
+
+        Args:
+            other: One that is loaded, with the same base and CLIPs, to share them.
+        """
         experts = []
         for folder in self.expert_folders:
             parts = read_components(folder)
@@ -117,18 +127,18 @@ class SubjectStyle(Domain):
             check_picture("truth", self.truth_file)
         self.files = {name: picture_files(folder) for name, folder in self.picture_folders.items()}
         self.ordinary_files = picture_files(self.ordinary_folder)
-        self.base = Base.load(self.base_name)
+        if other is None:
+            self.base, self.clip = Base.load(self.base_name), Clip(self.clip_name)
+            # The report's judge is found now, not after the training.
+            self.judge = self.clip if self.judge_name == self.clip_name else Clip(self.judge_name)
+        else:
+            self.base, self.clip, self.judge = other.base, other.clip, other.judge
         self.base.check_resolution(self.resolution)
-        self.clip = Clip(self.clip_name)
-        # The report's judge is found now, not after the training.
-        self.judge = self.clip if self.judge_name == self.clip_name else Clip(self.judge_name)
+        self.experts = experts
         self.pictures = {name: self._loaded(files) for name, files in self.files.items()}
         self.ordinary = self._loaded(self.ordinary_files)
-        unet = self.base.unet
-        self.mixture = mix(unet, experts, gate=gate, site=site, after=after, blocks=blocks(unet))
         with torch.no_grad():
             self.states = self.base.encode_prompts([self.negative, self.prompt])
-        return {"unet": self.mixture}
 
     def lesson(self) -> dict[str, object]:
         """The base, its prompts, the pictures and how they are judged."""
@@ -152,12 +162,16 @@ class SubjectStyle(Domain):
         means = [clip.pictures(pictures).mean(0) for pictures in self.pictures.values()]
         return Goals(clip.captions([self.caption])[0], centre, composed(centre, *means))
 
+    def scene(self) -> Scene:
+        """The prompt and its goals, as the CLIP that trains sees them."""
+        return Scene(self.states, self.goals(self.clip), self.filled)
+
     def task(self, balance: float) -> Task:
         """The CLIP loss on predicted clean pictures."""
         return ClipTask(
             self.base,
             self.mixture,
-            [Scene(self.states, self.goals(self.clip))],
+            [self.scene()],
             self.resolution,
             self.clip,
             self.loss,
@@ -180,7 +194,9 @@ class SubjectStyle(Domain):
             rows = range(start, min(pictures, start + _DRAWN_AT_ONCE))
             noise = [_noise(shape, mix_seed(seed, row, 0, DRAWN)) for row in rows]
             states = self.states.to(device).repeat_interleave(len(rows), 0)
-            with self.mixture.condition(source=positive_rows(len(rows), device)):
+            source = positive_rows(len(rows), device)
+            filled = None if self.filled is None else torch.tensor([self.filled] * len(source))
+            with self.mixture.condition(source=source, filled=filled):
                 latents = sample(
                     self.base, torch.stack(noise).to(device), states, scheduler, self.loss.guidance
                 )
@@ -237,6 +253,15 @@ class SubjectStyle(Domain):
             cells = [f"{sum(values[m]) / len(values[m]):.3f}" for m in measures]
             lines.append(f"| {name} | {' | '.join(cells)} |")
         return "\n".join(lines)
+
+
+def check_site(site: SiteKind) -> None:
+    """Raise ValueError at a site that cannot serve a network which is called step by step."""
+    if site == "preview":
+        raise ValueError(
+            "site 'preview' holds one reading of a row for all that follows, and a UNet's "
+            "input changes at every step: use site 'network', or 'block'"
+        )
 
 
 def _noise(shape: tuple[int, int, int], seed: int) -> Tensor:
