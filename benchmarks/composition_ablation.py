@@ -1,0 +1,116 @@
+"""What the picture preset's choices are worth: one factor at a time, on development pairs alone.
+
+    python benchmarks/composition_ablation.py [--quick] [--only NAME ...]
+
+Every variant is the preset but for the factor that its name tells, trained on each development pair
+with two seeds; measures and intervals are those of `composition.py`. A unit that is done is kept
+under out/benchmarks, so that variants may run one by one.
+"""
+
+import argparse
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from composition import Judges, by_arm, drawn, summary
+from dreambooth.clip_task import ClipLoss
+from dreambooth.data import Jitter
+from dreambooth.sampling import one_branch
+from dreambooth.world.candidates import write_candidates
+from dreambooth.world.compositions import Composition, compositions
+from emoji_pairs import CONFIG, PICTURES, WORLD, domain_of
+from mole_vl.domain import prepare
+from mole_vl.gates import Hidden, Responses, ScaledSoftmax, Softmax
+from mole_vl.specs import to_data
+from mole_vl.training import fit
+from presets import described, load, plan
+from results import FOLDER, ROOT, write_results
+
+SEEDS = (0, 1)
+NOISES = 4
+# One call of the network, at a time drawn by lot from the first half of 20 steps.
+ONE_CALL = {"steps": 20, "first": 0.0, "last": 0.5, "through": 1}
+
+# What each changes of the preset: of its gate, its loop, its loss, or its plan.
+VARIANTS: dict[str, dict[str, Any]] = {
+    "gates": {},
+    "site network": {"site": "network"},
+    "site layer": {"site": "layer"},
+    "site matrix": {"site": "matrix"},
+    "hidden, lr 3e-3": {"gate": {"score": Hidden()}, "fit": {"lr": 3e-3}},
+    "hidden, lr 1e-2": {"gate": {"score": Hidden()}, "fit": {"lr": 1e-2}},
+    "responses, lr 3e-3": {"gate": {"score": Responses()}, "fit": {"lr": 3e-3}},
+    "softmax": {"gate": {"normaliser": Softmax()}},
+    "softmax of total 2": {"gate": {"normaliser": ScaledSoftmax()}},
+    "lr 0.03": {"fit": {"lr": 0.03}},
+    "120 steps": {"fit": {"steps": 120}},
+    "through one call": {"loss": ONE_CALL, "fit": {"rows": 8}},
+    "through the last 3 calls": {"loss": {"through": 3}},
+    "caption alone": {"loss": {"picture": 0.0}},
+    "pictures alone": {"loss": {"text": 0.0}},
+    "views moved more": {"loss": {"jitter": Jitter(shift=0.1, shrink=0.75)}},
+    "one view": {"loss": {"views": 1, "jitter": Jitter()}},
+    "balance 0.1": {"balance": 0.1},
+}
+
+
+def scores_of(
+    name: str, pair: Composition, seed: int, judges: Judges, folder: Path, steps: int | None
+) -> dict[str, list[float]]:
+    """Scores by measure of one pair's pictures by one variant's gates."""
+    output = folder / name.replace(" ", "_") / f"{pair.name}-{seed}"
+    file = output.with_suffix(".json")
+    if file.exists():
+        return json.loads(file.read_text())
+    preset, changed = load(CONFIG), dict(VARIANTS[name])
+    gate = replace(preset.gate, **changed.pop("gate", {}))
+    loss: ClipLoss = replace(preset.domain.loss, **changed.pop("loss", {}))
+    config = replace(preset.fit, seed=seed, output=output, progress=False)
+    config = replace(config, **changed.pop("fit", {}))
+    if steps is not None:
+        config = replace(config, steps=steps)
+    domain = domain_of(preset, pair, drawn=1)
+    domain.loss = loss
+    _, task, settings = prepare(domain, gate, config, **(plan(preset) | changed))
+    fit(task, config, settings)
+    found = judges.scores(drawn(domain, one_branch, NOISES), pair, domain.caption)
+    file.write_text(json.dumps(found))
+    return found
+
+
+def main() -> None:
+    """Run the ablation."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--quick", action="store_true", help="one pair, few steps, for a look")
+    parser.add_argument("--only", nargs="+", choices=VARIANTS, help="train these; write nothing")
+    options = parser.parse_args()
+    write_candidates(WORLD, PICTURES)
+    preset = load(CONFIG)
+    judges = Judges(preset.domain.judge_name, preset.domain.clip_name)
+    folder = ROOT / "out/benchmarks/composition_ablation" / ("quick" if options.quick else "full")
+    pairs = compositions(WORLD, "dev")[: 1 if options.quick else None]
+    units: dict[str, dict[str, dict[str, list[float]]]] = {pair.name: {} for pair in pairs}
+    for name in options.only or VARIANTS:
+        for pair in pairs:
+            found: dict[str, list[float]] = {}
+            for seed in SEEDS[: 1 if options.quick else None]:
+                steps = 2 if options.quick else None
+                for measure, values in scores_of(name, pair, seed, judges, folder, steps).items():
+                    found.setdefault(measure, []).extend(values)
+            units[pair.name][name] = found
+        print(f"{name}: done", flush=True)
+    if options.only:
+        return
+    rows = summary(None, by_arm(pairs, units)[None])
+    settings = described(CONFIG) | {
+        "variants": {name: to_data(changed) for name, changed in VARIANTS.items()},
+        "noises": NOISES,
+        "quick": options.quick,
+    }
+    results = ROOT / "out/benchmarks" if options.quick else FOLDER
+    write_results("composition_ablation", rows, settings=settings, seeds=SEEDS, folder=results)
+
+
+if __name__ == "__main__":
+    main()
