@@ -2,7 +2,7 @@
 
     python benchmarks/composition.py --split dev     # chooses the merges' strengths
     python benchmarks/composition.py --split test    # all test subjects in all test styles
-    python benchmarks/composition.py --quick         # one development pair, for a look
+    python benchmarks/composition.py --quick         # two development pairs, for a look
 
 Every way draws the same prompt from the same noise. Image alignment is the cosine to the true
 drawing, which nothing was trained on, both seen from the mean training picture: by judge-CLIP, by
@@ -10,6 +10,9 @@ EfficientNet-Lite0 (ImageNet), and by loss-CLIP, which trains the gates, in rows
 of the truth is its place among all pictures of the world, nearest first. Text alignment is
 judge-CLIP's cosine to the caption. The unit is the pair, its noises averaged first; intervals are
 by bootstrap over subjects. A pair that is done is kept under out/benchmarks and not drawn again.
+
+Slot gates are trained on the pairs of one half of the subjects and used on the other half's, which
+they never saw.
 """
 
 import argparse
@@ -24,9 +27,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from dreambooth.adapter import blocks, positive_rows
 from dreambooth.base import Base
 from dreambooth.clip import Clip
 from dreambooth.grid import save_grid
+from dreambooth.pairs import Pair, Pairs
 from dreambooth.sampling import Branches, one_branch, sample, schedule
 from dreambooth.subject_style import SubjectStyle
 from dreambooth.world.candidates import write_candidates
@@ -38,7 +43,7 @@ from dreambooth.world.world import World
 from emoji_pairs import CONFIG, PICTURES, WORLD, domain_of
 from eyes import Eye, efficientnet
 from merges import KINDS, PeftMerges
-from mole_vl import Mixture
+from mole_vl import Expert, Mixture, mix_from, save_gates
 from mole_vl.domain import prepare
 from mole_vl.gates import Free, MoLE, Sigmoid
 from mole_vl.training import fit, mix_seed
@@ -49,6 +54,8 @@ OUT = ROOT / "out/benchmarks/composition"
 STRENGTHS = (0.6, 0.8, 1.0)
 MERGES = ("sum", *(f"peft {kind}" for kind in KINDS))
 SWITCH_EVERY = 5
+SLOTS = ("subject", "style")
+SLOT_STEPS, SLOT_ROWS = 90, 8
 
 
 class Judges:
@@ -103,15 +110,56 @@ def composite(mixture: Mixture) -> Branches:
     return lambda _step: [mixture.pinned({name: 1.0}) for name in mixture.names]
 
 
+def gated(mixture: Mixture, pictures: int) -> Branches:
+    """The gates, a picture's negative row under its positive row's."""
+    return lambda _step: [mixture.condition(source=positive_rows(pictures))]
+
+
+def trained_slots(
+    preset: Any, pairs: Sequence[Composition], output: Path, steps: int
+) -> list[Path]:
+    """Files of slot gates for the pairs of every other subject, each trained on the others'."""
+    names = list(dict.fromkeys(pair.subject.name for pair in pairs))
+    files = []
+    for half in (0, 1):
+        seen = [pair for pair in pairs if names.index(pair.subject.name) % 2 != half]
+        settings = [pair.settings(WORLD / "loras", PICTURES) for pair in seen]
+        given = preset.domain
+        domain = Pairs(
+            base=given.base_name,
+            pairs=[
+                Pair(
+                    experts=dict(zip(SLOTS, one["experts"], strict=True)),
+                    prompt=one["prompt"],
+                    caption=one["caption"],
+                )
+                for one in settings
+            ],
+            pictures={name: file for one in settings for name, file in one["pictures"].items()},
+            ordinary=settings[0]["ordinary"],
+            clip=given.clip_name,
+            resolution=given.resolution,
+            loss=given.loss,
+        )
+        folder = output / f"slots for half {half}"
+        config = replace(preset.fit, steps=steps, rows=SLOT_ROWS, output=folder, progress=False)
+        mixtures, task, agreed = prepare(domain, preset.gate, config, **plan(preset))
+        fit(task, config, agreed)
+        files.append(folder / "unet.safetensors")
+        save_gates(mixtures["unet"], files[-1])
+    return files
+
+
 def ways(
     preset: Any,
     pair: Composition,
     strengths: Mapping[str, Sequence[float]],
+    slot_file: Path,
     output: Path,
-    quick: bool,
+    noises: int,
+    steps: int,
 ) -> Iterator[tuple[str, SubjectStyle, Branches]]:
     """Every way to join a pair's LoRAs, with the domain whose UNet it is built into."""
-    steps = 2 if quick else preset.fit.steps
     domain, mixture = trained(preset, pair, preset.gate, plan(preset), output / "gates", steps)
     yield "base", domain, lambda _: [mixture.disabled()]
     yield "subject", domain, lambda _: [mixture.pinned({pair.subject.name: 1.0})]
@@ -123,7 +171,14 @@ def ways(
     yield "NLA", domain, lambda _: [mixture.pinned(mean)]
     yield "Switch", domain, switched(mixture)
     yield "Composite", domain, composite(mixture)
-    yield "gates", domain, one_branch
+    yield "gates", domain, gated(mixture, noises)
+    slots, unet = domain_of(preset, pair, drawn=1), mixture.unmix()
+    slots.load(domain)
+    playing = [
+        Expert(slot, expert.layers) for slot, expert in zip(SLOTS, slots.experts, strict=True)
+    ]
+    mixture = mix_from(unet, playing, slot_file, blocks=blocks(slots.base.unet))
+    yield "slot gates", slots, gated(mixture, noises)
     whole = plan(preset) | {"site": "network", "after": 0}
     vector = MoLE(score=Free(), normaliser=Sigmoid())
     domain, _ = trained(preset, pair, vector, whole, output / "network", steps)
@@ -173,6 +228,7 @@ def units_of(
     pair: Composition,
     strengths: Mapping[str, Sequence[float]],
     judges: Judges,
+    slot_file: Path,
     folder: Path,
     options: argparse.Namespace,
 ) -> dict[str, dict[str, list[float]]]:
@@ -181,7 +237,10 @@ def units_of(
     if file.exists():
         return json.loads(file.read_text())
     found, rows = {}, {}
-    for name, domain, branches in ways(preset, pair, strengths, folder / pair.name, options.quick):
+    steps = 2 if options.quick else preset.fit.steps
+    output = folder / pair.name
+    every = ways(preset, pair, strengths, slot_file, output, options.noises, steps)
+    for name, domain, branches in every:
         rows[name] = drawn(domain, branches, options.noises)
         found[name] = judges.scores(rows[name], pair, domain.caption)
     rows["truth"] = judges.picture(pair).unsqueeze(0)
@@ -203,7 +262,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--split", choices=("dev", "test"), default="dev")
     parser.add_argument("--noises", type=int, default=4, help="pictures of each pair and way")
-    parser.add_argument("--quick", action="store_true", help="one development pair, for a look")
+    parser.add_argument("--quick", action="store_true", help="two pairs, few steps, for a look")
     options = parser.parse_args()
     results = OUT.parent if options.quick else FOLDER
     strengths: dict[str, Sequence[float]] = dict.fromkeys(MERGES, STRENGTHS)
@@ -215,15 +274,19 @@ def main() -> None:
     judges = Judges(preset.domain.judge_name, preset.domain.clip_name)
     folder = OUT / ("quick" if options.quick else options.split)
     folder.mkdir(parents=True, exist_ok=True)
-    pairs = compositions(WORLD, options.split)[: 1 if options.quick else None]
+    pairs = compositions(WORLD, options.split)[: 2 if options.quick else None]
+    subjects = list(dict.fromkeys(pair.subject.name for pair in pairs))
+    slot_files = trained_slots(preset, pairs, folder, 2 if options.quick else SLOT_STEPS)
     units: dict[str, dict[str, dict[str, list[float]]]] = {}
     for pair in pairs:
-        units[pair.name] = units_of(preset, pair, strengths, judges, folder, options)
+        slot_file = slot_files[subjects.index(pair.subject.name) % 2]
+        units[pair.name] = units_of(preset, pair, strengths, judges, slot_file, folder, options)
         print(f"{pair.name}: done", flush=True)
     scores = by_arm(pairs, units)
     settings = described(CONFIG) | {
         "loss": asdict(preset.domain.loss),
         "noises": options.noises,
+        "slot gates": {"steps": SLOT_STEPS, "rows a step": SLOT_ROWS},
         "strengths": chosen_strengths(scores[None])
         if options.split == "dev"
         else {merge: one[0] for merge, one in strengths.items()},
@@ -258,14 +321,15 @@ def by_arm(
 def summary(style: str | None, scores: Mapping[str, Mapping[str, Sequence[float]]]) -> list[Any]:
     """Every arm's measures, and the paired differences from the gates."""
     where = "" if style is None else f" in {style}"
+    differences = [("gates", arm) for arm in scores if arm != "gates"]
+    differences += [("slot gates", "NLA")] if "slot gates" in scores else []
     rows = []
     for measure in scores["gates"]:
         for arm, found in scores.items():
             rows.append(measured(measure + where, arm, found[measure]))
-        for arm, found in scores.items():
-            if arm != "gates":
-                pairs = zip(scores["gates"][measure], found[measure], strict=True)
-                rows.append(measured(measure + where, f"gates - {arm}", [g - o for g, o in pairs]))
+        for one, other in differences:
+            pairs = zip(scores[one][measure], scores[other][measure], strict=True)
+            rows.append(measured(measure + where, f"{one} - {other}", [a - b for a, b in pairs]))
     return rows
 
 

@@ -13,10 +13,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from composition import Judges, by_arm, drawn, summary
+from composition import Judges, by_arm, summary
 from dreambooth.clip_task import ClipLoss
 from dreambooth.data import Jitter
-from dreambooth.sampling import one_branch
 from dreambooth.world.candidates import write_candidates
 from dreambooth.world.compositions import Composition, compositions
 from emoji_pairs import CONFIG, PICTURES, WORLD, domain_of
@@ -74,7 +73,7 @@ def scores_of(
     domain.loss = loss
     _, task, settings = prepare(domain, gate, config, **(plan(preset) | changed))
     fit(task, config, settings)
-    found = judges.scores(drawn(domain, one_branch, NOISES), pair, domain.caption)
+    found = judges.scores(domain.draw(NOISES), pair, domain.caption)
     file.write_text(json.dumps(found))
     return found
 
