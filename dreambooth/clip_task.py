@@ -10,6 +10,7 @@ from dreambooth.adapter import positive_rows
 from dreambooth.base import Base
 from dreambooth.clip import Clip, away
 from dreambooth.data import Jitter
+from dreambooth.prompts import Prompts
 from dreambooth.sampling import guided, sample, schedule, walk
 from mole_vl import Mixture
 from mole_vl.faults import at_least, refuse
@@ -91,7 +92,7 @@ class ClipTask:
     Args:
         base: The base, its UNet mixed.
         mixture: The UNet's mixture.
-        states: The encoded negative and positive prompt, (2, tokens, d).
+        states: The encoded negative and positive prompt.
         resolution: Side of the pictures drawn.
         clip: The judge whose gradient is used.
         goals: What it should see.
@@ -104,7 +105,7 @@ class ClipTask:
         self,
         base: Base,
         mixture: Mixture,
-        states: Tensor,
+        states: Prompts,
         resolution: int,
         clip: Clip,
         goals: Goals,
