@@ -1,6 +1,6 @@
 """The base under the LoRAs: a Stable Diffusion's parts, frozen, and what is asked of them."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +22,7 @@ _XL = "text_time"
 
 @dataclass(frozen=True, kw_only=True)
 class Base:
-    """A Stable Diffusion 1.x, 2.x or XL; C latent channels, a latent for `downscale` squared pixels.
+    """A Stable Diffusion 1.x, 2.x or XL; C latent channels, one for `downscale` squared pixels.
 
     No part has a gradient of its own; one may flow through them to what is built into `unet` and
     the text encoders.
@@ -129,6 +129,14 @@ class Base:
         return found
 
     @property
+    def readers(self) -> tuple[Reader, ...]:
+        """The text encoders with their tokenizers: one, or SDXL's two."""
+        first = Reader(self.tokenizer, self.text_encoder)
+        if self.text_encoder_2 is None or self.tokenizer_2 is None:
+            return (first,)
+        return first, Reader(self.tokenizer_2, self.text_encoder_2)
+
+    @property
     def sized(self) -> bool:
         """Whether the UNet is told pictures' sizes."""
         return self.text_encoder_2 is not None
@@ -151,6 +159,12 @@ class Base:
         side = resolution // self.downscale
         return self.vae.config["latent_channels"], side, side
 
+    def check_prompts(self, prompts: Iterable[str]) -> None:
+        """Raise ValueError if one has more tokens than the text encoders read."""
+        listed = list(prompts)
+        for reader in self.readers:
+            reader.ids(listed)
+
     def to(self, device: torch.device) -> None:
         """Move all parts."""
         self._networks().to(device)
@@ -161,10 +175,8 @@ class Base:
         Raises:
             ValueError: Prompts of more tokens than that.
         """
-        reader = Reader(self.tokenizer, self.text_encoder)
-        if self.text_encoder_2 is None or self.tokenizer_2 is None:
-            return Prompts(reader.last(prompts))
-        return read_by_two(reader, Reader(self.tokenizer_2, self.text_encoder_2), prompts)
+        first, *others = self.readers
+        return read_by_two(first, others[0], prompts) if others else Prompts(first.last(prompts))
 
     def encode(self, pictures: Tensor, noise: Tensor | None = None) -> Tensor:
         """Scaled latents (B, C, h, w) of pictures (B, 3, H, W) in [-1, 1].
