@@ -92,10 +92,10 @@ def _checkpointed(network: Any) -> Iterator[None]:
             network.disable_gradient_checkpointing()
         return
     # transformers checkpoints in training mode alone; CLIP's text encoders have no dropout.
-    network.gradient_checkpointing_enable({"use_reentrant": False})
+    network.activation_checkpointing_enable({"use_reentrant": False})
     network.train()
     try:
         yield
     finally:
         network.eval()
-        network.gradient_checkpointing_disable()
+        network.activation_checkpointing_disable()
