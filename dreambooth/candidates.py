@@ -111,12 +111,13 @@ class CandidatesConfig:
     dry_run: bool = False
 
     def __post_init__(self) -> None:
-        names = [candidate.name for candidate in self.candidates]
+        # Two patterns may both say {folder}: the names that come of it are checked again.
+        names = [one.name for one in self.candidates if "{" not in one.name]
         twice = sorted({name for name in names if names.count(name) > 1})
         refuse(
             "CandidatesConfig",
             [
-                None if names else "candidates is empty",
+                None if self.candidates else "candidates is empty",
                 f"two candidates are called {', '.join(twice)}" if twice else None,
                 *self._folder_faults(),
                 at_least("sample_every", self.sample_every, 1),

@@ -25,6 +25,7 @@ from dreambooth.class_pictures import check_recipe, class_examples, draw_class, 
 from dreambooth.cost import cost
 from dreambooth.data import Example, read_examples
 from dreambooth.denoise import DenoiseTask, Prior
+from dreambooth.identifiers import notice, split_identifiers
 from dreambooth.lora_files import write_lora
 from dreambooth.samples import sampling_watch
 from dreambooth.subjects import expand
@@ -120,7 +121,7 @@ def main(config: CandidatesConfig) -> None:
     for candidate in missing:
         _check(base, candidate, examples[candidate.name], config)
     for candidate in missing:
-        _say(cost(base, candidate, examples[candidate.name], config))
+        _introduce(base, candidate, examples[candidate.name], config)
     if config.dry_run:
         return
     for candidate in missing:
@@ -143,6 +144,17 @@ def _check(
         if not missing_pictures(candidate.prior):
             class_examples(candidate.prior)
     base.check_prompts(dict.fromkeys(prompts))
+
+
+def _introduce(
+    base: Base, candidate: CandidateConfig, examples: Sequence[Example], config: CandidatesConfig
+) -> None:
+    _say(cost(base, candidate, examples, config))
+    plain = candidate.prior.prompt if candidate.prior is not None else None
+    captions = (example.text for example in examples)
+    told = notice(candidate.name, split_identifiers(base.tokenizer, captions, plain))
+    if told is not None:
+        _say(told)
 
 
 def _say(text: str) -> None:
