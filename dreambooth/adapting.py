@@ -91,7 +91,8 @@ def _checkpointed(network: Any) -> Iterator[None]:
         finally:
             network.disable_gradient_checkpointing()
         return
-    # transformers checkpoints in training mode alone; CLIP's text encoders have no dropout.
+    # transformers checkpoints in training mode alone; Stable Diffusion's text encoders have no
+    # dropout that would come with it.
     network.activation_checkpointing_enable({"use_reentrant": False})
     network.train()
     try:

@@ -21,8 +21,8 @@ def cost(
 ) -> str:
     """Parameters, memory, steps and pictures of one LoRA, in a few lines.
 
-    The memory is that of the weights, the gradients and the optimiser, which is exact; activations
-    come on top, and depend on resolution, rows and checkpointing.
+    The memory is that of the weights, the gradients and the optimiser; activations come on top,
+    and depend on resolution, rows and checkpointing.
     """
     sizes = {
         component: factor_sizes(network, kind.targets, kind.rank)
@@ -65,7 +65,7 @@ def factor_sizes(network: nn.Module, targets: Sequence[str], rank: int) -> list[
 
 def _bytes(size: int, config: CandidatesConfig) -> int:
     averages = 2 if config.fit.optimizer == "adamw8bit" and size >= _SMALL else 8
-    # Weight and gradient in fp32, the optimiser's two averages (Muon has one), and the EMA.
+    # Weight and gradient in fp32, the optimiser's two averages (Muon's one is less), and the EMA.
     return size * (8 + averages + (4 if config.fit.ema else 0))
 
 

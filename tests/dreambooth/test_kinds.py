@@ -8,12 +8,14 @@ from torchvision.transforms.v2.functional import resize
 
 from dreambooth.adapter import blocks, positive_rows
 from dreambooth.base import Base
-from dreambooth.data import load_picture
+from dreambooth.data import Example, load_picture
+from dreambooth.denoise import DenoiseConfig, DenoiseTask
 from dreambooth.drawing import draw
 from dreambooth.frames import Frame, middle_square, whole
 from dreambooth.sampling import guided, sample, schedule
 from mole_vl import mix
 from mole_vl.gates import Hidden, MoLE
+from mole_vl.training import Row
 from tests.dreambooth.kinds import DRAW, KINDS, plain, reload, write_kind
 from tests.dreambooth.toys import SIDE, write_picture
 from tests.pipelines.toys import lora
@@ -151,3 +153,31 @@ def test_bases_of_other_conditions_are_refused(tmp_path):
         Base.load(str(tmp_path / "base"))
     with pytest.raises(ValueError, match=r"'red(_red)+' has \d+ tokens|'reddd.*' has 17 tokens"):
         Base.load(write_kind(tmp_path / "xl", "sdxl")).check_prompts(["a", "reddddddddddddd"])
+
+
+@torch.no_grad()
+def test_sdxl_learns_each_picture_with_its_own_size_and_cut(tmp_path, xl):
+    sizes = {"wide": (40, 24), "tall": (16, 33)}
+    for seed, (name, size) in enumerate(sizes.items()):
+        write_picture(tmp_path / "data" / f"{name}.png", seed=seed, size=size)
+    examples = [Example(tmp_path / "data" / f"{name}.png", name) for name in sizes]
+    task = DenoiseTask(xl, examples, {}, DenoiseConfig(resolution=SIDE))
+    task.place(torch.device("cpu"))
+    batch = task.batch([Row(0, 0, index, 3) for index in range(3)])
+    # Of the wide one 80/3 columns are left of 16 rows, of the tall one 33 rows of 16 columns.
+    known = {"wide": (24, 40, 0, 5, 16, 16), "tall": (33, 16, 8, 0, 16, 16)}
+    pipe, losses = plain("sdxl"), []
+    for index, caption in enumerate(batch.captions):
+        ids, one = known[caption], slice(index, index + 1)
+        times = pipe._get_add_time_ids(ids[:2], ids[2:4], ids[4:], torch.float32, 6)
+        prompts = xl.encode_prompts([caption])
+        latents = xl.encode(batch.pictures[one], batch.posterior[one])
+        step, noise = batch.timesteps[one], batch.noise[one]
+        output = xl.unet(
+            xl.noising.add_noise(latents, noise, step),
+            step,
+            prompts.states,
+            added_cond_kwargs={"text_embeds": prompts.pooled, "time_ids": times},
+        ).sample
+        losses.append((output - noise).square().mean())
+    torch.testing.assert_close(task.losses(batch)["denoise"].value, torch.stack(losses).mean())
