@@ -30,8 +30,7 @@ def check_candidate(base: Base, candidate: CandidateConfig) -> None:
     """Raise ValueError unless each target names layers that a pair can be put on."""
     for component, (network, kind) in adapted_parts(base, candidate).items():
         name = candidate.name if component == "unet" else f"{candidate.name} ({component})"
-        takes = (nn.Linear, nn.Conv2d) if component == "unet" else (nn.Linear,)
-        check_targets(network, name, kind.targets, takes)
+        check_targets(network, name, kind.targets, convolutions=component == "unet")
 
 
 @dataclass(frozen=True)

@@ -8,12 +8,9 @@ from mole_vl.faults import refuse
 
 
 def check_targets(
-    model: nn.Module,
-    name: str,
-    targets: Iterable[str],
-    takes: tuple[type[nn.Module], ...] = (nn.Linear,),
+    model: nn.Module, name: str, targets: Iterable[str], *, convolutions: bool = False
 ) -> None:
-    """Raise ValueError unless each target names layers of the model, and of these kinds alone.
+    """Raise ValueError unless each target names layers of the model, of the right kind alone.
 
     peft is content when one of the targets is found, and takes more kinds.
 
@@ -21,16 +18,17 @@ def check_targets(
         model: The base.
         name: The LoRA's, for the message.
         targets: Ends of module paths, such as `q_proj` or `to_out.0`.
-        takes: Linear layers, or convolutions too; those in groups are refused.
+        convolutions: Whether they are taken beside linear layers; those in groups never are.
     """
     faults = []
-    wanted = " or ".join(kind.__name__ for kind in takes)
+    takes = (nn.Linear, nn.Conv2d) if convolutions else nn.Linear
+    wanted = "linear layers or convolutions" if convolutions else "linear layers"
     for target in targets:
         layers = target_layers(model, [target]).values()
         if not layers:
             faults.append(f"{target!r} names no layer of {type(model).__name__}")
         odd = {_kind(layer) for layer in layers if not isinstance(layer, takes) or _grouped(layer)}
-        faults += [f"{target!r} names a {kind}, expected {wanted} layers" for kind in sorted(odd)]
+        faults += [f"{target!r} names a {kind}, expected {wanted}" for kind in sorted(odd)]
     refuse(f"the targets of {name}", faults)
 
 

@@ -221,7 +221,7 @@ def test_faults_of_targets_name_the_component(tmp_path):
     wrong = TextLora(targets=("q_proj", "to_q", "token_embedding"))
     with pytest.raises(
         ValueError,
-        match=r"dog \(text_encoder\): 'to_q' names no layer of CLIP.*names a Embedding, expected L",
+        match=r"dog \(text_encoder\): 'to_q' names no layer of CLIP.*names a Embedding, expected l",
     ):
         main(candidates(tmp_path, "sd1", text_encoder=wrong))
     with pytest.raises(ValueError, match=r"TextLora: rank is 0.*alpha is -1.*targets is empty"):

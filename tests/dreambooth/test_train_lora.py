@@ -147,7 +147,7 @@ def test_faults_come_before_any_training(tmp_path):
         main(config(tmp_path, candidates=(good, missing)))
     odd = CandidateConfig(name="odd", data=tmp_path / "data", targets=("to_q", "to_x", "norm1"))
     with pytest.raises(
-        ValueError, match=r"odd: 'to_x' names no layer .*'norm1' names a GroupNorm, expected Lin"
+        ValueError, match=r"odd: 'to_x' names no layer .*'norm1' names a GroupNorm, expected lin"
     ):
         main(config(tmp_path, candidates=(good, odd)))
     with pytest.raises(ValueError, match="resolution is 15, expected a multiple of 2"):
