@@ -10,6 +10,7 @@ from dreambooth.adapter import positive_rows
 from dreambooth.base import Base
 from dreambooth.clip import Clip, away
 from dreambooth.data import Jitter
+from dreambooth.prompts import Prompts, side_by_side
 from dreambooth.sampling import guided, sample, schedule, walk
 from mole_vl import Mixture
 from mole_vl.faults import at_least, refuse
@@ -83,12 +84,12 @@ class Scene:
     """A prompt, and what a picture of it should show.
 
     Args:
-        states: The encoded negative and positive prompt, (2, tokens, d).
+        states: The encoded negative and positive prompt.
         goals: Where CLIP should see the pictures.
         filled: The places of the experts in the mixture's slots; None for gates without slots.
     """
 
-    states: Tensor
+    states: Prompts
     goals: Goals
     filled: tuple[int, ...] | None = None
 
@@ -105,9 +106,9 @@ class _Batch:
     rows: Sequence[Row]
     scenes: Sequence[Scene]
 
-    def states(self) -> Tensor:
-        """Encoded prompts of guidance, [negative; positive], (2 rows, tokens, d)."""
-        return torch.stack([scene.states for scene in self.scenes], 1).flatten(0, 1)
+    def states(self) -> Prompts:
+        """Encoded prompts of guidance, [negative; positive], 2 rows of them."""
+        return side_by_side([scene.states for scene in self.scenes])
 
     def goals(self, views: int) -> Goals:
         """Each row's goals, once a view, (rows * views, d)."""

@@ -9,6 +9,7 @@ from diffusers import DDIMScheduler
 from torch import Tensor
 
 from dreambooth.base import Base
+from dreambooth.prompts import Prompts
 
 Branches = Callable[[int], Sequence[AbstractContextManager[object]]]
 """For a step of the sampler, the contexts under each of which the network is asked once."""
@@ -26,14 +27,14 @@ def schedule(base: Base, steps: int) -> DDIMScheduler:
     return scheduler
 
 
-def guided(base: Base, latents: Tensor, step: Tensor, states: Tensor, guidance: float) -> Tensor:
+def guided(base: Base, latents: Tensor, step: Tensor, states: Prompts, guidance: float) -> Tensor:
     """The network's output under classifier-free guidance, in one call.
 
     Args:
         base: Its network may be mixed.
         latents: (rows, c, h, w).
         step: The time step, a scalar.
-        states: Encoded prompts, [negative; positive], (2 rows, tokens, d).
+        states: Encoded prompts, [negative; positive], 2 rows of them.
         guidance: 1 for the positive prompt alone.
     """
     both = base.predict(latents.repeat(2, 1, 1, 1), step, states)
@@ -44,7 +45,7 @@ def guided(base: Base, latents: Tensor, step: Tensor, states: Tensor, guidance: 
 def walk(
     base: Base,
     latents: Tensor,
-    states: Tensor,
+    states: Prompts,
     scheduler: DDIMScheduler,
     guidance: float,
     span: slice,
@@ -55,7 +56,7 @@ def walk(
     Args:
         base: Its network may be mixed.
         latents: As they stand before the first of the steps.
-        states: Encoded prompts, [negative; positive], (2 rows, tokens, d).
+        states: Encoded prompts, [negative; positive], 2 rows of them.
         scheduler: With its steps set.
         guidance: Strength of guidance.
         span: Which of the scheduler's steps to take.
@@ -77,7 +78,7 @@ def walk(
 def sample(
     base: Base,
     noise: Tensor,
-    states: Tensor,
+    states: Prompts,
     scheduler: DDIMScheduler,
     guidance: float,
     upto: int | None = None,

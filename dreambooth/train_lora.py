@@ -1,93 +1,42 @@
-"""Train DreamBooth LoRAs over one base and write each as a component folder of PEFT's format.
+"""Train DreamBooth LoRAs over one base and write each as component folders of PEFT's format.
 
     accelerate launch -m dreambooth.train_lora --config configs/emoji_loras.yaml
 
 Stopped at any moment it goes on where it was; LoRAs whose folder stands are not trained again.
+`--dry_run true` shows what it would cost. Precision is accelerate's: with `--mixed_precision bf16`
+the frozen weights are kept in it too.
 """
 
+import hashlib
+import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
-from pathlib import Path
+from dataclasses import asdict, replace
 
 import torch
-from accelerate import PartialState
+from accelerate import Accelerator, PartialState
 from accelerate.utils import set_seed
+from diffusers.loaders.lora_base import LORA_WEIGHT_NAME_SAFE
 from jsonargparse import auto_cli
-from peft import LoraConfig, get_peft_model
 
+from dreambooth.adapting import adapted, check_candidate
 from dreambooth.base import Base
+from dreambooth.candidates import CandidateConfig, CandidatesConfig
+from dreambooth.class_pictures import check_recipe, class_examples, draw_class, missing_pictures
+from dreambooth.cost import cost
 from dreambooth.data import Example, read_examples
-from dreambooth.denoise import DenoiseConfig, DenoiseTask
-from mole_vl import trained_expert, write_peft
-from mole_vl.faults import as_messages, at_least, plain_word, refuse
-from mole_vl.files import new_folder
-from mole_vl.targets import check_targets
-from mole_vl.training import FitConfig, FitResult, fit
+from dreambooth.denoise import DenoiseTask, Prior
+from dreambooth.identifiers import notice, split_identifiers
+from dreambooth.lora_files import write_lora
+from dreambooth.samples import sampling_watch
+from dreambooth.subjects import expand
+from mole_vl import Expert, write_peft
+from mole_vl.faults import as_messages
+from mole_vl.files import digest, new_folder
+from mole_vl.training import FitResult, fit
 
-
-@dataclass(frozen=True, kw_only=True)
-class CandidateConfig:
-    """One LoRA.
-
-    Args:
-        name: Its name, also of its folder.
-        data: Folder of its pictures; with metadata.jsonl, or else `prompt`.
-        prompt: Caption of all its pictures.
-        rank: Rank of each factor pair.
-        alpha: The product B A counts alpha / rank times.
-        targets: Names of the UNet's linear layers that get a pair.
-        steps: Optimiser steps; None for the `fit` settings' own.
-    """
-
-    name: str
-    data: Path
-    prompt: str | None = None
-    rank: int = 8
-    alpha: float = 8.0
-    targets: tuple[str, ...] = ("to_q", "to_k", "to_v", "to_out.0")
-    steps: int | None = None
-
-    def __post_init__(self) -> None:
-        refuse(
-            f"CandidateConfig {self.name!r}",
-            [
-                plain_word("name", self.name),
-                at_least("rank", self.rank, 1),
-                None if self.alpha > 0 else f"alpha is {self.alpha}, expected a positive number",
-                None if self.targets else "targets is empty, expected names of linear layers",
-                at_least("steps", self.steps, 1),
-            ],
-        )
-
-
-@dataclass(frozen=True, kw_only=True)
-class CandidatesConfig:
-    """LoRAs over one base.
-
-    Args:
-        candidates: The LoRAs.
-        base: Stable Diffusion in diffusers' format: a folder, or a Hub id.
-        output: Where the LoRAs' folders are written, `NAME/unet` each.
-        fit: The training loop; each LoRA's run lies in a folder of its name under its `output`.
-        denoise: How pictures are shown.
-    """
-
-    candidates: tuple[CandidateConfig, ...]
-    base: str
-    output: Path
-    fit: FitConfig
-    denoise: DenoiseConfig = DenoiseConfig()
-
-    def __post_init__(self) -> None:
-        names = [candidate.name for candidate in self.candidates]
-        twice = sorted({name for name in names if names.count(name) > 1})
-        refuse(
-            "CandidatesConfig",
-            [
-                None if names else "candidates is empty",
-                f"two candidates are called {', '.join(twice)}" if twice else None,
-            ],
-        )
+_PRECISION = {"fp16": torch.float16, "bf16": torch.bfloat16}
+# What fp16 cannot hold is no LoRA; all programs read it.
+_STORED = torch.float16
 
 
 def train_candidate(
@@ -96,53 +45,121 @@ def train_candidate(
     """Train one LoRA on `base`, write its folder, and leave `base` as it was.
 
     Raises:
-        ValueError: A target that names no layer of the UNet, or one that is not linear.
+        ValueError: A target that names no layer, or one that takes no pair.
     """
     run = replace(
         config.fit,
         output=config.fit.output / candidate.name,
         steps=candidate.steps or config.fit.steps,
     )
-    check_targets(base.unet, candidate.name, candidate.targets)
+    check_candidate(base, candidate)
+    prior = None
+    if candidate.prior is not None:
+        draw_class(base, candidate.prior, config.denoise.resolution, config.draw)
+        prior = Prior(class_examples(candidate.prior), candidate.prior.weight)
+    lesson = _lesson(base, examples, prior, candidate, config)
+    watch = sampling_watch(base, candidate, config)
     set_seed(run.seed)
-    lora = LoraConfig(
-        r=candidate.rank,
-        lora_alpha=candidate.alpha,  # pyright: ignore[reportArgumentType] (peft divides it, no more)
-        target_modules=list(candidate.targets),
-    )
-    adapted = get_peft_model(base.unet, lora)  # pyright: ignore[reportArgumentType] (any module)
-    try:
-        trained = {name: p for name, p in base.unet.named_parameters() if p.requires_grad}
-        result = fit(DenoiseTask(base, examples, trained, config.denoise), run, asdict(candidate))
+    with adapted(base, candidate, config.checkpointing) as lora:
+        task = DenoiseTask(base, examples, lora.parameters, config.denoise, prior)
+        result = fit(task, run, lesson, watch)
         if PartialState().is_main_process:
-            expert = trained_expert(adapted.get_base_model(), candidate.name, base.name)
-            with new_folder(config.output / candidate.name) as folder:
-                write_peft(expert, folder / "unet", dtype=torch.float16)
+            _write(lora.experts(candidate.name, base.name), candidate, config)
         PartialState().wait_for_everyone()
-    finally:
-        adapted.unload()
     return result
+
+
+def _lesson(
+    base: Base,
+    examples: Sequence[Example],
+    prior: Prior | None,
+    candidate: CandidateConfig,
+    config: CandidatesConfig,
+) -> dict[str, object]:
+    """What decides the weights beside the loop's own settings."""
+    return {
+        "base": base.name,
+        "data": _digest(examples),
+        "rank": candidate.rank,
+        "alpha": candidate.alpha,
+        "targets": candidate.targets,
+        "text_encoder": asdict(candidate.text) if candidate.text else None,
+        "prior": (prior.weight, _digest(prior.examples)) if prior else None,
+        "denoise": asdict(config.denoise),
+    }
+
+
+def _digest(examples: Sequence[Example]) -> str:
+    captions = json.dumps([example.text for example in examples]).encode()
+    return hashlib.sha256(captions).hexdigest()[:16] + digest(e.file for e in examples)[:16]
+
+
+def _write(
+    experts: dict[str, Expert], candidate: CandidateConfig, config: CandidatesConfig
+) -> None:
+    files = {"diffusers": LORA_WEIGHT_NAME_SAFE, "kohya": f"{candidate.name}.safetensors"}
+    # Where kohya's readers look for the words that call a LoRA.
+    words = {"modelspec.trigger_phrase": candidate.prompt} if candidate.prompt else {}
+    with new_folder(config.output / candidate.name) as folder:
+        for component, expert in experts.items():
+            write_peft(expert, folder / component, dtype=_STORED)
+        for form in config.also:
+            write_lora(experts, folder / files[form], form, metadata=words, dtype=_STORED)
 
 
 def main(config: CandidatesConfig) -> None:
     """Train the LoRAs that are not there yet."""
+    config = replace(config, candidates=expand(config.candidates))
     missing = [c for c in config.candidates if not (config.output / c.name).exists()]
     if not missing:
         print(f"all {len(config.candidates)} LoRAs are in {config.output}")
         return
     # All folders are read before the first step: a fault in the last one shows at once.
     examples = {c.name: read_examples(c.data, c.prompt) for c in missing}
-    base = Base.load(config.base)
+    base = Base.load(config.base, _PRECISION.get(Accelerator().mixed_precision, torch.float32))
     base.check_resolution(config.denoise.resolution)
     for candidate in missing:
-        check_targets(base.unet, candidate.name, candidate.targets)
+        _check(base, candidate, examples[candidate.name], config)
+    for candidate in missing:
+        _introduce(base, candidate, examples[candidate.name], config)
+    if config.dry_run:
+        return
     for candidate in missing:
         result = train_candidate(base, examples[candidate.name], candidate, config)
-        if PartialState().is_main_process:
-            print(
-                f"{config.output / candidate.name}: {len(examples[candidate.name])} examples, "
-                f"{result.step} steps, {result.seconds:.0f} s"
-            )
+        _say(
+            f"{config.output / candidate.name}: {len(examples[candidate.name])} examples, "
+            f"{result.step} steps, {result.seconds:.0f} s"
+        )
+
+
+def _check(
+    base: Base, candidate: CandidateConfig, examples: Sequence[Example], config: CandidatesConfig
+) -> None:
+    """Find a candidate's faults before anything is trained."""
+    check_candidate(base, candidate)
+    prompts = [*(example.text for example in examples), *candidate.samples, config.draw.negative]
+    if candidate.prior is not None:
+        prompts.append(candidate.prior.prompt)
+        check_recipe(base.name, candidate.prior, config.denoise.resolution, config.draw)
+        if not missing_pictures(candidate.prior):
+            class_examples(candidate.prior)
+    base.check_prompts(dict.fromkeys(prompts))
+
+
+def _introduce(
+    base: Base, candidate: CandidateConfig, examples: Sequence[Example], config: CandidatesConfig
+) -> None:
+    _say(cost(base, candidate, examples, config))
+    plain = candidate.prior.prompt if candidate.prior is not None else None
+    captions = (example.text for example in examples)
+    told = notice(candidate.name, split_identifiers(base.tokenizer, captions, plain))
+    if told is not None:
+        _say(told)
+
+
+def _say(text: str) -> None:
+    if PartialState().is_main_process:
+        print(text)
 
 
 if __name__ == "__main__":

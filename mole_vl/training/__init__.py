@@ -6,3 +6,4 @@ from mole_vl.training.fit import FitResult as FitResult, fit as fit
 from mole_vl.training.rows import Row as Row, mix_seed as mix_seed
 from mole_vl.training.snapshot import Snapshot as Snapshot, read_snapshot as read_snapshot
 from mole_vl.training.task import Task as Task, Term as Term
+from mole_vl.training.watch import Watch as Watch

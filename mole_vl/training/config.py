@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Literal, get_args
 
 from mole_vl.faults import at_least, between, one_of, refuse
-from mole_vl.training.optimizers import Rule
+from mole_vl.training.optimizers import Rule, lacking
 
 _SCHEDULES = ("constant", "linear", "cosine")
 
@@ -20,8 +20,8 @@ class FitConfig:
         steps: Optimiser steps in all.
         rows: Rows of the global batch, over all processes.
         micro_rows: Rows that one process holds at once; None for its whole part of the batch.
-        optimizer: adamw; or muon for matrices beside it, which learns networks from scratch in
-            far fewer steps.
+        optimizer: adamw; adamw8bit, whose averages take 8 bits (needs bitsandbytes); or muon for
+            matrices beside adamw, which learns networks from scratch in far fewer steps.
         lr: Peak learning rate.
         schedule: Course of the rate after the warm-up: constant, or to zero by a line or a cosine.
         warmup: Steps over which the rate rises from zero.
@@ -60,6 +60,7 @@ class FitConfig:
                 at_least("rows", self.rows, 1),
                 at_least("micro_rows", self.micro_rows, 1),
                 one_of("optimizer", self.optimizer, get_args(Rule)),
+                lacking(self.optimizer),
                 None if self.lr > 0 else f"lr is {self.lr}, expected a positive number",
                 one_of("schedule", self.schedule, _SCHEDULES),
                 between("warmup", self.warmup, 0, self.steps) if self.steps > 0 else None,

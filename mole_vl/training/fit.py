@@ -26,6 +26,7 @@ from mole_vl.training.optimizers import make_optimizers
 from mole_vl.training.rows import mix_seed, rows_of_step
 from mole_vl.training.snapshot import Snapshot, read_snapshot, write_snapshot
 from mole_vl.training.task import Task
+from mole_vl.training.watch import Watch
 
 
 @dataclass(frozen=True)
@@ -247,8 +248,19 @@ class _Run:
         if self.config.trackers:
             self.accelerator.log(dict(terms), step=self.step)
 
+    def show(self, watch: Watch) -> None:
+        """Let someone look; a step seeds everything random anew, so nothing is disturbed."""
+        if self.accelerator.is_main_process:
+            watch.look(self.step, self.accelerator)
+        self.accelerator.wait_for_everyone()
 
-def fit(task: Task, config: FitConfig, settings: Mapping[str, object] | None = None) -> FitResult:
+
+def fit(
+    task: Task,
+    config: FitConfig,
+    settings: Mapping[str, object] | None = None,
+    watch: Watch | None = None,
+) -> FitResult:
     """Train `task` to the end of `config`, from the start or from where the output folder stands.
 
     Args:
@@ -256,6 +268,7 @@ def fit(task: Task, config: FitConfig, settings: Mapping[str, object] | None = N
         config: Steps, batch, optimiser, output.
         settings: What else decides the weights (ranks, data, gates), as plain data: a run found in
             the output folder is continued only where it agrees.
+        watch: What is looked at on the way.
 
     Returns:
         The run's end. The task's parameters hold the trained weights (their average with `ema`).
@@ -290,6 +303,8 @@ def fit(task: Task, config: FitConfig, settings: Mapping[str, object] | None = N
                 bar.set_postfix({name: f"{value:.4f}" for name, value in terms.items()})
             if run.step % config.save_every == 0 or run.step == config.steps:
                 run.save()
+            if watch and (run.step % watch.every == 0 or run.step == config.steps):
+                run.show(watch)
     if config.trackers:
         # Not `end_training`, which would end the process group as well: another fit may follow.
         for tracker in run.accelerator.trackers:

@@ -1,13 +1,27 @@
 """The optimisers that `fit` steps with."""
 
 from collections.abc import Mapping
+from importlib import import_module
+from importlib.util import find_spec
 from typing import Literal
 
 import torch
 from torch import nn
 from torch.optim import Optimizer
 
-Rule = Literal["adamw", "muon"]
+Rule = Literal["adamw", "adamw8bit", "muon"]
+
+_EIGHT_BIT = "bitsandbytes"
+
+
+def lacking(rule: str) -> str | None:
+    """The fault of an optimiser whose package is missing, or None."""
+    if rule != "adamw8bit" or find_spec(_EIGHT_BIT):
+        return None
+    return (
+        f"optimizer is {rule!r}, which needs the package {_EIGHT_BIT}: "
+        "pip install 'mole-vl[eight_bit]', or take 'adamw'"
+    )
 
 
 def make_optimizers(
@@ -16,13 +30,20 @@ def make_optimizers(
     """The optimisers of some parameters, by rule; each parameter is in one of them.
 
     Args:
-        rule: `adamw` for all; or `muon` for the matrices, embeddings aside (what is named so),
-            and `adamw` for the rest. Source: Jordan et al., "Muon", 2024, its updates scaled to
-            AdamW's (Liu et al. 2025), so that one rate serves both.
+        rule: `adamw` for all; `adamw8bit` for all, its averages in 8 bits where a tensor has 4096
+            numbers or more (Dettmers et al. 2022, "8-bit Optimizers via Block-wise Quantization");
+            or `muon` for the matrices, embeddings aside (what is named so), and `adamw` for the
+            rest. Source: Jordan et al., "Muon", 2024, its updates scaled to AdamW's (Liu et al.
+            2025), so that one rate serves both.
         parameters: By name.
         lr: Learning rate.
         weight_decay: Decoupled decay.
     """
+    if rule == "adamw8bit":
+        # An extra that takes seconds to load: it comes in for those who ask for it.
+        optim = import_module(_EIGHT_BIT).optim
+        parts = list(parameters.values())
+        return {rule: optim.AdamW8bit(parts, lr=lr, weight_decay=weight_decay)}
     matrices = {
         name: parameter
         for name, parameter in parameters.items()

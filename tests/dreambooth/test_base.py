@@ -35,8 +35,8 @@ def test_a_base_is_read_whole_and_frozen(base):
 def test_prompts_are_encoded_as_the_pipeline_does(base, pipeline):
     expected, _ = pipeline.encode_prompt(PROMPTS, "cpu", 1, do_classifier_free_guidance=False)
     found = base.encode_prompts(PROMPTS)
-    assert found.shape == (3, LENGTH, 12)
-    torch.testing.assert_close(found, expected)
+    assert found.states.shape == (3, LENGTH, 12) and found.pooled is None
+    torch.testing.assert_close(found.states, expected)
 
 
 def test_a_prompt_that_is_too_long_is_named_and_not_cut(base):
@@ -64,7 +64,7 @@ def test_decoding_undoes_the_scale_and_keeps_the_gradient(base):
 def test_the_output_is_the_unets(base):
     noisy, states = torch.randn(3, *base.latent_shape(SIDE)), base.encode_prompts(PROMPTS)
     steps = torch.tensor([3, 500, 999])
-    expected = base.unet(noisy, steps, encoder_hidden_states=states).sample
+    expected = base.unet(noisy, steps, encoder_hidden_states=states.states).sample
     torch.testing.assert_close(base.predict(noisy, steps, states), expected)
 
 

@@ -145,9 +145,9 @@ def test_faults_come_before_any_training(tmp_path):
     good = CandidateConfig(name="dog", data=tmp_path / "data")
     with pytest.raises(FileNotFoundError, match="none is no folder"):
         main(config(tmp_path, candidates=(good, missing)))
-    odd = CandidateConfig(name="odd", data=tmp_path / "data", targets=("to_q", "to_x", "conv1"))
+    odd = CandidateConfig(name="odd", data=tmp_path / "data", targets=("to_q", "to_x", "norm1"))
     with pytest.raises(
-        ValueError, match=r"targets of odd: 'to_x' names no layer .*'conv1' names a .*Conv"
+        ValueError, match=r"odd: 'to_x' names no layer .*'norm1' names a GroupNorm, expected lin"
     ):
         main(config(tmp_path, candidates=(good, odd)))
     with pytest.raises(ValueError, match="resolution is 15, expected a multiple of 2"):

@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from mole_vl.training import FitConfig, Term, fit, read_snapshot
+from mole_vl.training import FitConfig, Term, Watch, fit, read_snapshot
 from mole_vl.training.optimizers import make_optimizers
 from tests.mole_vl.toy_task import ToyTask
 
@@ -75,6 +75,59 @@ def test_a_resumed_run_equals_the_unbroken_one_bit_for_bit(tmp_path, optimizer):
     logs = [(tmp_path / run / "metrics.jsonl").read_text() for run in ("unbroken", "broken")]
     assert logs[0] == logs[1]
     assert_same(resumed, trained(tmp_path / "broken", ema=0.9, optimizer=optimizer), atol=0, rtol=0)
+
+
+def test_averages_of_eight_bits_are_kept_in_a_checkpoint(tmp_path):
+    class Wide(ToyTask):
+        """One matrix of 4096 numbers, the least that bitsandbytes keeps in 8 bits."""
+
+        def __init__(self, stop_at=None):
+            super().__init__(stop_at=stop_at)
+            torch.manual_seed(2)
+            self.weight = nn.Parameter(torch.randn(64, 64))
+
+        def parameters(self):
+            return {"weight": self.weight}
+
+        def losses(self, batch):
+            x = batch[0].reshape(-1, 3).repeat(1, 22)[:, :64]
+            return {"fit": Term((x @ self.weight - x.roll(1, 1)).square().mean())}
+
+    def weight(output, **changes):
+        task = Wide()
+        fit(task, config(output, optimizer="adamw8bit", **changes))
+        return task.weight.detach().clone()
+
+    unbroken = weight(tmp_path / "one")
+    with pytest.raises(KeyboardInterrupt):
+        fit(Wide(stop_at=7), config(tmp_path / "two", optimizer="adamw8bit"))
+    state = read_snapshot(tmp_path / "two").optimizer["adamw8bit"]["state"][0]
+    assert state["__bnb_optimizer_quant_state__"]["state1"].dtype == torch.uint8
+    assert torch.equal(weight(tmp_path / "two"), unbroken)
+    full = Wide()
+    fit(full, config(tmp_path / "full"))
+    # Rounded to 8 bits the averages lead almost where the whole ones do.
+    start = Wide().weight
+    assert 0 < (full.weight - unbroken).norm() < 0.1 * (full.weight - start).norm()
+
+
+def test_eight_bits_without_bitsandbytes_are_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr("mole_vl.training.optimizers.find_spec", lambda _name: None)
+    with pytest.raises(ValueError, match=r"needs the package bitsandbytes: pip install 'mole-vl\["):
+        config(tmp_path, optimizer="adamw8bit")
+
+
+def test_a_watch_looks_every_so_often_and_at_the_end_and_disturbs_nothing(tmp_path):
+    seen, task = [], ToyTask()
+
+    def look(step, accelerator):
+        seen.append((step, accelerator.is_main_process))
+        torch.rand(1000)
+
+    fit(task, config(tmp_path / "watched"), watch=Watch(5, look))
+    assert seen == [(5, True), (10, True), (12, True)]
+    found = {name: p.detach() for name, p in task.parameters().items()}
+    assert_same(found, trained(tmp_path / "alone"), rtol=0, atol=0)
 
 
 def test_muon_steps_matrices_along_orthogonal_factors_and_adamw_the_rest(tmp_path):
