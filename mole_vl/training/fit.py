@@ -9,12 +9,12 @@ piece and four, an unbroken run and a resumed one take the same steps.
 import json
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, PartialState
 from accelerate.utils import broadcast, set_seed
 from torch import Tensor, nn
 from tqdm.auto import tqdm
@@ -35,6 +35,22 @@ class FitResult:
     step: int
     seconds: float
     terms: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where a run stands after a step: steps done, steps in all, this step's terms."""
+
+    step: int
+    steps: int
+    terms: Mapping[str, float]
+
+
+Watch = Callable[[Progress], None]
+
+
+class Stop(Exception):  # noqa: N818 (no error: the way out of a run)
+    """Raised by a watch: the run ends after this step, with a checkpoint to go on from."""
 
 
 class _Run:
@@ -248,7 +264,22 @@ class _Run:
             self.accelerator.log(dict(terms), step=self.step)
 
 
-def fit(task: Task, config: FitConfig, settings: Mapping[str, object] | None = None) -> FitResult:
+def _stopped(watch: Watch, progress: Progress) -> bool:
+    """Whether a watch has had enough, in any of the processes: all of them end at one step."""
+    try:
+        watch(progress)
+        stop = 0.0
+    except Stop:
+        stop = 1.0
+    return bool(sum_over_processes(torch.tensor(stop, device=PartialState().device)))
+
+
+def fit(
+    task: Task,
+    config: FitConfig,
+    settings: Mapping[str, object] | None = None,
+    watch: Watch | None = None,
+) -> FitResult:
     """Train `task` to the end of `config`, from the start or from where the output folder stands.
 
     Args:
@@ -256,6 +287,8 @@ def fit(task: Task, config: FitConfig, settings: Mapping[str, object] | None = N
         config: Steps, batch, optimiser, output.
         settings: What else decides the weights (ranks, data, gates), as plain data: a run found in
             the output folder is continued only where it agrees.
+        watch: Called after every step in every process; may draw samples, and may raise `Stop`.
+            What it does must leave the task's parameters alone.
 
     Returns:
         The run's end. The task's parameters hold the trained weights (their average with `ema`).
@@ -290,6 +323,9 @@ def fit(task: Task, config: FitConfig, settings: Mapping[str, object] | None = N
                 bar.set_postfix({name: f"{value:.4f}" for name, value in terms.items()})
             if run.step % config.save_every == 0 or run.step == config.steps:
                 run.save()
+            if watch and _stopped(watch, Progress(run.step, config.steps, terms)):
+                run.save()
+                break
     if config.trackers:
         # Not `end_training`, which would end the process group as well: another fit may follow.
         for tracker in run.accelerator.trackers:

@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from mole_vl.training import FitConfig, Term, fit, read_snapshot
+from mole_vl.training import FitConfig, Stop, Term, fit, read_snapshot
 from mole_vl.training.optimizers import make_optimizers
 from tests.mole_vl.toy_task import ToyTask
 
@@ -75,6 +75,33 @@ def test_a_resumed_run_equals_the_unbroken_one_bit_for_bit(tmp_path, optimizer):
     logs = [(tmp_path / run / "metrics.jsonl").read_text() for run in ("unbroken", "broken")]
     assert logs[0] == logs[1]
     assert_same(resumed, trained(tmp_path / "broken", ema=0.9, optimizer=optimizer), atol=0, rtol=0)
+
+
+def test_a_watch_sees_every_step_and_a_stopped_run_goes_on_as_if_unbroken(tmp_path):
+    unbroken = trained(tmp_path / "unbroken", ema=0.9)
+    seen = []
+
+    def watch(progress):
+        seen.append(progress)
+        torch.randn(3)  # Samples may be drawn meanwhile.
+        if progress.step == 7:
+            raise Stop
+
+    result = fit(ToyTask(), config(tmp_path / "watched", ema=0.9), watch=watch)
+    assert [(p.step, p.steps) for p in seen] == [(step, 12) for step in range(1, 8)]
+    assert seen[-1].terms.keys() == {"fit", "balance"} and result.terms == seen[-1].terms
+    assert result.step == read_snapshot(tmp_path / "watched").step == 7
+    assert_same(unbroken, trained(tmp_path / "watched", ema=0.9), atol=0, rtol=0)
+    logs = [(tmp_path / run / "metrics.jsonl").read_text() for run in ("unbroken", "watched")]
+    assert logs[0] == logs[1]
+
+
+def test_a_fault_in_a_watch_is_raised_as_it_is(tmp_path):
+    def watch(progress):
+        raise ValueError("no such picture")
+
+    with pytest.raises(ValueError, match="no such picture"):
+        fit(ToyTask(), config(tmp_path), watch=watch)
 
 
 def test_muon_steps_matrices_along_orthogonal_factors_and_adamw_the_rest(tmp_path):
