@@ -16,8 +16,8 @@ STYLE = Path(__file__).with_name("page.css")
 _TITLE = """# mole-vl
 Several LoRAs in one picture: added up they blur each other; small gates let each speak where it
 should. All pictures of a side by side start from the same noise."""
-_ARMS = """**base** knows no LoRA · **sum** adds them all at full weight · **NLA** takes their average
-· **Switch** lets one at a time draw · **gates** weigh them block by block"""
+_ARMS = """**base** knows no LoRA · **sum** adds all at full weight · **NLA** takes their average ·
+**Switch** lets one at a time draw · **gates** weigh them block by block"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,7 +94,7 @@ class Mixing:
             elem_id="speaking",
         )
         self.strength = gr.Slider(0, 2, 1.0, step=0.05, label="Strength of the mixture")
-        with gr.Accordion("More", open=False):
+        with gr.Accordion("More", open=False, elem_id="more"):
             self.negative = gr.Textbox(opening.negative, label="Negative prompt")
             self.seed = gr.Number(0, label="Seed", precision=0, minimum=0, elem_id="seed")
             self.steps = gr.Slider(1, 100, opening.steps, step=1, label="Steps", elem_id="steps")
@@ -143,7 +143,7 @@ class TrainTab:
                 1, 300, opening.training_steps, step=1, label="Steps", elem_id="train-steps"
             )
             self.every = gr.Slider(
-                1, 50, 10, step=1, label="Samples every … steps", elem_id="train-every"
+                1, 100, 15, step=1, label="Samples every … steps", elem_id="train-every"
             )
         with gr.Accordion("Pictures and settings", open=False, elem_id="train-more"):
             self.known = gr.Markdown(opening.pictures, elem_id="known-pictures")
@@ -212,9 +212,7 @@ class Layout:
     """All of the page; to be made inside `gr.Blocks`."""
 
     def __init__(self, opening: Opening) -> None:
-        with gr.Row(elem_id="head"):
-            gr.Markdown(_TITLE)
-            gr.Markdown(f"base: `{opening.base}`", elem_id="base")
+        gr.Markdown(f"{_TITLE} The base is `{opening.base}`.", elem_id="head")
         with gr.Row():
             with gr.Column(scale=1, min_width=320):
                 self.mixing = Mixing(opening)

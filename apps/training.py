@@ -186,7 +186,7 @@ class Trainer:
         )
 
         def watch(progress: Progress) -> None:
-            due = progress.step % lesson.every == 0 or progress.step in (1, progress.steps)
+            due = progress.step % lesson.every == 0 and progress.step < progress.steps
             samples = _samples(domain, session) if due else ()
             report(Point("training", progress.step, progress.terms, samples))
             if not session.training:

@@ -1,6 +1,7 @@
 """LoRAs and gates that a person brings: uploaded, or named by path or Hub id."""
 
 import re
+import shutil
 from collections.abc import Collection
 from pathlib import Path
 
@@ -31,9 +32,14 @@ def take_lora(studio: Studio, session: Session, source: Path, taken: Collection[
         ValueError: Another type of file, a LoRA that cannot be read, or one for another base.
     """
     name = _free_name(source, taken)
-    made = as_folder(source, name, session.new_path("loras"), studio.unet_config)
-    with studio.holding([made]):
-        session.loras[name] = made
+    folder = session.new_path("loras")
+    try:
+        made = as_folder(source, name, folder, studio.unet_config)
+        with studio.holding([made]):
+            session.loras[name] = made
+    except BaseException:
+        shutil.rmtree(folder.parent, ignore_errors=True)
+        raise
     return made
 
 
