@@ -33,6 +33,7 @@ class Opening:
         negative: Negative prompt.
         steps: Inference steps.
         guidance: Strength of guidance.
+        seed: Of the noise.
         training_steps: Of gates.
         rows: Pictures of a training step.
         rate: Peak learning rate of gates.
@@ -49,6 +50,7 @@ class Opening:
     negative: str
     steps: int
     guidance: float
+    seed: int
     training_steps: int
     rows: int
     rate: float
@@ -96,7 +98,9 @@ class Mixing:
         self.strength = gr.Slider(0, 2, 1.0, step=0.05, label="Strength of the mixture")
         with gr.Accordion("More", open=False, elem_id="more"):
             self.negative = gr.Textbox(opening.negative, label="Negative prompt")
-            self.seed = gr.Number(0, label="Seed", precision=0, minimum=0, elem_id="seed")
+            self.seed = gr.Number(
+                opening.seed, label="Seed", precision=0, minimum=0, elem_id="seed"
+            )
             self.steps = gr.Slider(1, 100, opening.steps, step=1, label="Steps", elem_id="steps")
             self.guidance = gr.Slider(1, 15, opening.guidance, step=0.5, label="Guidance")
 

@@ -93,7 +93,9 @@ def test_gates_that_were_trained_draw_and_are_recorded(page):
         torch.testing.assert_close(again.weights[..., i], by_name[name])
     masked = drawn(page, Wish(prompt=PROMPT, steps=2, masked=("ink",)))[-1]
     assert "ink" not in masked.pictures
-    assert not masked.weights["unet"].weights[..., masked.weights["unet"].experts.index("ink")].any()
+    assert (
+        not masked.weights["unet"].weights[..., masked.weights["unet"].experts.index("ink")].any()
+    )
 
 
 def test_a_stopped_drawing_ends_at_once_and_the_next_one_goes_on(page):

@@ -11,7 +11,8 @@ from dreambooth.lora_files import read_lora, write_lora
 
 def test_a_world_gives_order_words_and_the_first_choice(tmp_path):
     shelf = Shelf(Path("worlds/emoji/loras"), tmp_path, {})
-    assert len(shelf) == 19 and list(shelf)[0] == "panda" and list(shelf)[-1] == "twemoji"
+    names = list(shelf)
+    assert len(names) == 19 and names[0] == "panda" and names[-1] == "twemoji"
     assert shelf.first_choice() == ["panda", "retro"]
     assert shelf["panda"].words.prompt == "a <v1> mammal"
 

@@ -87,9 +87,7 @@ def test_stopped_and_asked_again_they_are_the_same(page, tmp_path):
 def test_the_side_by_side_draws_with_them(page):
     trained(page, replace(LESSON, rate=2.0))
     looks = []
-    side_by_side(
-        page.studio, page.session, page.loras, Wish(prompt=PROMPT, steps=2), looks.append
-    )
+    side_by_side(page.studio, page.session, page.loras, Wish(prompt=PROMPT, steps=2), looks.append)
     assert looks[-1].weights["unet"].weights.std() > 0.01
     assert page.session.drawn.gates == page.session.gates_of(frozenset({"owl", "ink"}))
 
