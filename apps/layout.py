@@ -76,8 +76,8 @@ class Mixing:
                 f"Upload {SUFFIX}", file_types=[SUFFIX], size="sm", elem_id="lora-file"
             )
             gr.Markdown(
-                f"PEFT's, diffusers' or kohya's, for this base, at most {opening.limit} MiB; only "
-                "this page sees it, and it goes when the page is closed.",
+                f"diffusers' or kohya's file for this base, at most {opening.limit} MiB. Nobody "
+                "else sees it, and it goes when the page is closed.",
                 elem_classes="note",
             )
             self.place = gr.Textbox(

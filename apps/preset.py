@@ -48,7 +48,7 @@ def read_preset(file: Path) -> Preset:
     parser = ArgumentParser(exit_on_error=False)
     parser.add_class_arguments(Preset)
     try:
-        found = parser.instantiate_classes(parser.parse_path(file))
+        found = parser.instantiate(parser.parse_path(file))
     except (ArgumentError, TypeError, ValueError) as error:
         raise ValueError(f"preset {file}: {error}") from error
     return Preset(**found)
