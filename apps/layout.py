@@ -95,7 +95,7 @@ class Mixing:
             info="An unticked LoRA is silent in every mixture.",
             elem_id="speaking",
         )
-        self.strength = gr.Slider(0, 2, 1.0, step=0.05, label="Strength of the mixture")
+        self.strength = gr.Slider(0, 2, 1.0, step=0.05, label="Strength")
         with gr.Accordion("More", open=False, elem_id="more"):
             self.negative = gr.Textbox(opening.negative, label="Negative prompt")
             self.seed = gr.Number(
