@@ -10,7 +10,7 @@ from dreambooth.base import Base
 from dreambooth.candidates import CandidateConfig, CandidatesConfig
 from dreambooth.drawing import draw
 from dreambooth.grid import save_grid, to_image
-from mole_vl.training import Watch, mix_seed
+from mole_vl.training import Progress, Watch, mix_seed
 
 # A stream of random numbers of its own.
 _STREAM = 4
@@ -28,14 +28,18 @@ def sampling_watch(
     folder = config.fit.output / candidate.name / "samples"
     seeds = [mix_seed(config.fit.seed, index, _STREAM) for index in range(len(candidate.samples))]
 
-    def look(step: int, accelerator: Accelerator) -> None:
+    def watch(progress: Progress) -> None:
+        step, accelerator = progress.step, progress.accelerator
+        due = step % config.sample_every == 0 or step == progress.steps
+        if not (due and accelerator.is_main_process):
+            return
         with accelerator.autocast():
             drawn = draw(base, candidate.samples, seeds, config.denoise.resolution, config.draw)
             pictures = torch.stack(list(drawn)).cpu()
         _save(dict(zip(candidate.samples, pictures, strict=True)), folder, step)
         _track(dict(zip(candidate.samples, pictures, strict=True)), accelerator, step)
 
-    return Watch(config.sample_every, look)
+    return watch
 
 
 def _save(pictures: dict[str, torch.Tensor], folder: Path, step: int) -> None:

@@ -9,7 +9,7 @@ piece and four, an unbroken run and a resumed one take the same steps.
 import json
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,7 +26,6 @@ from mole_vl.training.optimizers import make_optimizers
 from mole_vl.training.rows import mix_seed, rows_of_step
 from mole_vl.training.snapshot import Snapshot, read_snapshot, write_snapshot
 from mole_vl.training.task import Task
-from mole_vl.training.watch import Watch
 
 
 @dataclass(frozen=True)
@@ -36,6 +35,30 @@ class FitResult:
     step: int
     seconds: float
     terms: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where a run stands after a step.
+
+    Args:
+        step: Steps done.
+        steps: Steps in all.
+        terms: The step's terms.
+        accelerator: The run's: its processes, its autocast, its trackers.
+    """
+
+    step: int
+    steps: int
+    terms: Mapping[str, float]
+    accelerator: Accelerator
+
+
+Watch = Callable[[Progress], None]
+
+
+class Stop(Exception):  # noqa: N818 (no error: the way out of a run)
+    """Raised by a watch: the run ends after this step, with a checkpoint to go on from."""
 
 
 class _Run:
@@ -248,11 +271,15 @@ class _Run:
         if self.config.trackers:
             self.accelerator.log(dict(terms), step=self.step)
 
-    def show(self, watch: Watch) -> None:
-        """Let someone look; a step seeds everything random anew, so nothing is disturbed."""
-        if self.accelerator.is_main_process:
-            watch.look(self.step, self.accelerator)
-        self.accelerator.wait_for_everyone()
+
+def _stopped(watch: Watch, progress: Progress) -> bool:
+    """Whether a watch has had enough, in any of the processes: all of them end at one step."""
+    try:
+        watch(progress)
+        stop = 0.0
+    except Stop:
+        stop = 1.0
+    return bool(sum_over_processes(torch.tensor(stop, device=progress.accelerator.device)))
 
 
 def fit(
@@ -268,7 +295,8 @@ def fit(
         config: Steps, batch, optimiser, output.
         settings: What else decides the weights (ranks, data, gates), as plain data: a run found in
             the output folder is continued only where it agrees.
-        watch: What is looked at on the way.
+        watch: Called after every step in every process; may draw samples, and may raise `Stop`.
+            What it does must leave the task's parameters alone.
 
     Returns:
         The run's end. The task's parameters hold the trained weights (their average with `ema`).
@@ -303,8 +331,9 @@ def fit(
                 bar.set_postfix({name: f"{value:.4f}" for name, value in terms.items()})
             if run.step % config.save_every == 0 or run.step == config.steps:
                 run.save()
-            if watch and (run.step % watch.every == 0 or run.step == config.steps):
-                run.show(watch)
+            if watch and _stopped(watch, Progress(run.step, config.steps, terms, run.accelerator)):
+                run.save()
+                break
     if config.trackers:
         # Not `end_training`, which would end the process group as well: another fit may follow.
         for tracker in run.accelerator.trackers:

@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from mole_vl.training import FitConfig, Term, Watch, fit, read_snapshot
+from mole_vl.training import FitConfig, Stop, Term, fit, read_snapshot
 from mole_vl.training.optimizers import make_optimizers
 from tests.mole_vl.toy_task import ToyTask
 
@@ -117,17 +117,31 @@ def test_eight_bits_without_bitsandbytes_are_refused(tmp_path, monkeypatch):
         config(tmp_path, optimizer="adamw8bit")
 
 
-def test_a_watch_looks_every_so_often_and_at_the_end_and_disturbs_nothing(tmp_path):
-    seen, task = [], ToyTask()
+def test_a_watch_sees_every_step_and_a_stopped_run_goes_on_as_if_unbroken(tmp_path):
+    unbroken = trained(tmp_path / "unbroken", ema=0.9)
+    seen = []
 
-    def look(step, accelerator):
-        seen.append((step, accelerator.is_main_process))
-        torch.rand(1000)
+    def watch(progress):
+        seen.append(progress)
+        torch.randn(3)  # Samples may be drawn meanwhile.
+        if progress.step == 7:
+            raise Stop
 
-    fit(task, config(tmp_path / "watched"), watch=Watch(5, look))
-    assert seen == [(5, True), (10, True), (12, True)]
-    found = {name: p.detach() for name, p in task.parameters().items()}
-    assert_same(found, trained(tmp_path / "alone"), rtol=0, atol=0)
+    result = fit(ToyTask(), config(tmp_path / "watched", ema=0.9), watch=watch)
+    assert [(p.step, p.steps) for p in seen] == [(step, 12) for step in range(1, 8)]
+    assert seen[-1].terms.keys() == {"fit", "balance"} and result.terms == seen[-1].terms
+    assert result.step == read_snapshot(tmp_path / "watched").step == 7
+    assert_same(unbroken, trained(tmp_path / "watched", ema=0.9), atol=0, rtol=0)
+    logs = [(tmp_path / run / "metrics.jsonl").read_text() for run in ("unbroken", "watched")]
+    assert logs[0] == logs[1]
+
+
+def test_a_fault_in_a_watch_is_raised_as_it_is(tmp_path):
+    def watch(progress):
+        raise ValueError("no such picture")
+
+    with pytest.raises(ValueError, match="no such picture"):
+        fit(ToyTask(), config(tmp_path), watch=watch)
 
 
 def test_muon_steps_matrices_along_orthogonal_factors_and_adamw_the_rest(tmp_path):
