@@ -35,7 +35,7 @@ def test_the_preset_is_read_as_train_gates_reads_it(tmp_path):
     (tmp_path / "other.yaml").write_text(PRESET.read_text() + "colour: red\n")
     with pytest.raises(ValueError, match=r"preset .*other.yaml: .*colour"):
         read_preset(tmp_path / "other.yaml")
-    with pytest.raises(FileNotFoundError, match="preset: .*expected a configuration of train_gat"):
+    with pytest.raises(FileNotFoundError, match=r"preset: .*expected a configuration of train_gat"):
         read_preset(tmp_path / "none.yaml")
 
 
