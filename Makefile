@@ -23,7 +23,7 @@ test: .venv/installed
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/pyright
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadgroup -rs
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile -rs
 
 format: .venv/installed
 	$(BIN)/ruff format .

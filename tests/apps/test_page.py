@@ -24,11 +24,9 @@ CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 pytest.importorskip("gradio", reason="gradio is not installed")
 
-pytestmark = [
-    pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium: apt-get install chromium"),
-    # One server for all of them.
-    pytest.mark.xdist_group("page"),
-]
+pytestmark = pytest.mark.skipif(
+    CHROMIUM is None, reason="there is no Chromium: apt-get install chromium"
+)
 
 START = 120_000
 WORK = 40_000
@@ -246,4 +244,5 @@ def test_no_file_outside_is_served(address, path):
     place = path if path.startswith("/") else str(ROOT / path)
     with pytest.raises(urllib.error.HTTPError) as found:
         urllib.request.urlopen(f"{address}gradio_api/file={place}", timeout=10)
-    assert found.value.code == 403
+    with found.value as answer:
+        assert answer.code == 403
