@@ -30,6 +30,7 @@ from torch import Tensor
 from dreambooth.adapter import blocks, positive_rows
 from dreambooth.base import Base
 from dreambooth.clip import Clip
+from dreambooth.clip_task import DRAWN
 from dreambooth.grid import save_grid
 from dreambooth.pairs import Pair, Pairs
 from dreambooth.sampling import Branches, one_branch, sample, schedule
@@ -213,7 +214,7 @@ def drawn(domain: SubjectStyle, branches: Branches, noises: int) -> Tensor:
     shape = base.latent_shape(domain.resolution)
     noise = torch.stack(
         [
-            torch.randn(shape, generator=torch.Generator().manual_seed(mix_seed(0, i, 0, 2)))
+            torch.randn(shape, generator=torch.Generator().manual_seed(mix_seed(0, i, 0, DRAWN)))
             for i in range(noises)
         ]
     )

@@ -105,7 +105,8 @@ class SubjectStyle(Domain):
         """Load all that `mix` needs.
 
         Args:
-            other: One that is loaded, with the same base and CLIPs, to share them.
+            other: One that is loaded, with the same base, CLIPs and ordinary pictures, to share
+                them.
         """
         experts = []
         for folder in self.expert_folders:
@@ -134,9 +135,9 @@ class SubjectStyle(Domain):
         else:
             self.base, self.clip, self.judge = other.base, other.clip, other.judge
         self.base.check_resolution(self.resolution)
+        self.ordinary = self._loaded(self.ordinary_files) if other is None else other.ordinary
         self.experts = experts
         self.pictures = {name: self._loaded(files) for name, files in self.files.items()}
-        self.ordinary = self._loaded(self.ordinary_files)
         with torch.no_grad():
             self.states = self.base.encode_prompts([self.negative, self.prompt])
 
