@@ -63,21 +63,3 @@ def _check_name(name: str, pretrained: str | None) -> None:
         raise ValueError(
             f"CLIP {name} says nothing of weights, expected local-dir:FOLDER or hf-hub:ORG/REPO"
         )
-
-
-def away(features: Tensor, goal: Tensor) -> Tensor:
-    """Mean of 1 - cosine between features (rows, d) and a goal (d,) or (rows, d)."""
-    return (1 - F.cosine_similarity(features, goal.expand_as(features), dim=-1)).mean()
-
-
-def composed(centre: Tensor, *parts: Tensor) -> Tensor:
-    """Where a picture with all parts' traits lies, seen from a centre: the sum of their offsets.
-
-    Args:
-        centre: Mean feature of ordinary pictures, (d,).
-        parts: Mean feature of each part's own pictures, (d,).
-
-    Returns:
-        An offset from the centre, (d,), to be compared with `features - centre`.
-    """
-    return torch.stack([part - centre for part in parts]).sum(0)

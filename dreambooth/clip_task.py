@@ -4,21 +4,27 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dreambooth.adapter import positive_rows
 from dreambooth.base import Base
-from dreambooth.clip import Clip, away
+from dreambooth.clip import Clip
 from dreambooth.data import Jitter
+from dreambooth.goals import Goals, away, directional
 from dreambooth.prompts import Prompts, side_by_side
 from dreambooth.sampling import guided, sample, schedule, walk
 from mole_vl import Mixture
 from mole_vl.faults import at_least, refuse
 from mole_vl.losses import balance
+from mole_vl.passes import Record
 from mole_vl.training import Row, Term, mix_seed
 
 # Streams of random numbers beside the first, which is the noise of training.
-_VIEWS, DRAWN = 1, 2
+_VIEWS, DRAWN, _SHOWN = 1, 2, 3
+
+
+TERMS = ("text", "picture", "directional", "l2", "denoise")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,14 +37,21 @@ class ClipLoss:
     several views, each moved and shrunk a little, a picture must please
     by what it shows, not by a texture that this one CLIP likes.
 
+    A term whose weight is 0 is not computed. Each is logged by its name.
+
     Args:
         steps: Sampler steps.
         guidance: Strength of classifier-free guidance.
         first: Share of the sampler's steps before the earliest that is judged.
         last: Share of the sampler's steps before the latest that is judged.
         through: How many of the network's calls up to the judged one the gradient passes.
-        text: Weight of the caption term.
+        text: Weight of the caption term (the global CLIP loss).
         picture: Weight of the term of the experts' own pictures.
+        directional: Weight of the directional CLIP loss: from each expert's own pictures to the one
+            drawn as from their words to the caption (arXiv 2108.00946, eq. 1).
+        l2: Weight of the mean squared distance, pixel by pixel in [0, 1], to one of the experts'
+            own pictures (the MoLE authors' code).
+        denoise: Weight of the plain denoising loss on the experts' own pictures under the prompt.
         views: How many times each picture is judged.
         jitter: Moves each view.
     """
@@ -50,12 +63,16 @@ class ClipLoss:
     through: int = 1
     text: float = 1.0
     picture: float = 1.0
+    directional: float = 0.0
+    l2: float = 0.0
+    denoise: float = 0.0
     views: int = 4
     jitter: Jitter = Jitter(shift=0.1, shrink=0.75)
 
     def __post_init__(self) -> None:
         ends = f"first is {self.first}, last is {self.last}"
         ordered = 0 <= self.first <= self.last <= 1
+        weights = {name: getattr(self, name) for name in TERMS}
         refuse(
             "ClipLoss",
             [
@@ -63,20 +80,16 @@ class ClipLoss:
                 at_least("guidance", self.guidance, 0),
                 None if ordered else f"{ends}, expected 0 <= first <= last <= 1",
                 at_least("through", self.through, 1),
-                at_least("text", self.text, 0),
-                at_least("picture", self.picture, 0),
+                *(at_least(name, weight, 0) for name, weight in weights.items()),
+                None if any(weights.values()) else f"all of {', '.join(TERMS)} are 0",
                 at_least("views", self.views, 1),
             ],
         )
 
-
-@dataclass(frozen=True)
-class Goals:
-    """Where CLIP should see the pictures: all (d,), the picture goal as an offset from a centre."""
-
-    caption: Tensor
-    centre: Tensor
-    offset: Tensor
+    @property
+    def judges(self) -> bool:
+        """Whether a term looks at what is drawn."""
+        return any((self.text, self.picture, self.directional, self.l2))
 
 
 @dataclass(frozen=True)
@@ -86,17 +99,19 @@ class Scene:
     Args:
         states: The encoded negative and positive prompt.
         goals: Where CLIP should see the pictures.
+        shown: The experts' own pictures, (n, 3, h, w) in [-1, 1].
         filled: The places of the experts in the mixture's slots; None for gates without slots.
     """
 
     states: Prompts
     goals: Goals
+    shown: Tensor
     filled: tuple[int, ...] | None = None
 
     def to(self, device: torch.device) -> "Scene":
         """The same on a device."""
-        goals = Goals(*(tensor.to(device) for tensor in vars(self.goals).values()))
-        return Scene(self.states.to(device), goals, self.filled)
+        own, shown = self.goals.to(device), self.shown.to(device)
+        return Scene(self.states.to(device), own, shown, self.filled)
 
 
 @dataclass(frozen=True)
@@ -111,15 +126,17 @@ class _Batch:
         return side_by_side([scene.states for scene in self.scenes])
 
     def goals(self, views: int) -> Goals:
-        """Each row's goals, once a view, (rows * views, d)."""
-        each = [vars(scene.goals).values() for scene in self.scenes]
-        together = (torch.stack(tensors) for tensors in zip(*each, strict=True))
-        return Goals(*(tensor.repeat_interleave(views, 0) for tensor in together))
+        """Each row's goals, once a view, (rows * views, ...)."""
+        return Goals.of_rows([scene.goals for scene in self.scenes], views)
 
-    def filled(self) -> Tensor | None:
-        """The experts in the slots of the rows of guidance, (2 rows, slots)."""
+    def each(self) -> tuple[Sequence[Row], Sequence[Scene]]:
+        """Rows and their scenes, side by side."""
+        return self.rows, self.scenes
+
+    def filled(self, branches: int) -> Tensor | None:
+        """The experts in the slots of the rows, (branches * rows, slots)."""
         places = [scene.filled for scene in self.scenes if scene.filled is not None]
-        return torch.tensor(places).repeat(2, 1) if places else None
+        return torch.tensor(places).repeat(branches, 1) if places else None
 
 
 class ClipTask:
@@ -184,28 +201,69 @@ class ClipTask:
         return len(batch.noise)
 
     def losses(self, batch: _Batch) -> Mapping[str, Term]:
-        """The terms `text`, `picture`, `balance`, those with a weight."""
-        loss, rows = self._loss, len(batch.noise)
-        states, goals = batch.states(), batch.goals(loss.views)
-        step = self._scheduler.timesteps[batch.upto]
-        start = max(0, batch.upto + 1 - loss.through)
-        how = (states, self._scheduler, loss.guidance)
-        source = positive_rows(rows, states.device)
-        with self._mixture.condition(source=source, filled=batch.filled()):
-            latents = sample(self._base, batch.noise, *how, start)
-            with self._mixture.record() as records:
-                latents = walk(self._base, latents, *how, slice(start, batch.upto))
-                output = guided(self._base, latents, step, states, loss.guidance)
-        clean = self._base.noising.clean(latents, output, step.expand(rows))
-        seen = self._clip.pictures(self._views(self._base.decode(clean).clamp(-1, 1), batch.rows))
+        """The terms of the loss that have a weight, and `balance`."""
+        records: list[Record] = []
+        terms = {}
+        if self._loss.judges:
+            terms |= self._judged(batch, records)
+        if self._loss.denoise:
+            terms["denoise"] = Term(self._denoised(batch, records), self._loss.denoise)
+        if self._balance_weight:
+            terms["balance"] = Term(balance(records), self._balance_weight, per_unit=False)
+        return terms
+
+    def _judged(self, batch: _Batch, records: list[Record]) -> dict[str, Term]:
+        """The terms of the clean pictures that are predicted at the batch's step."""
+        loss, goals = self._loss, batch.goals(self._loss.views)
+        pictures = self._predicted(batch, records)
+        seen = self._clip.pictures(self._views(pictures, batch.rows))
         terms = {}
         if loss.text:
             terms["text"] = Term(away(seen, goals.caption), loss.text)
         if loss.picture:
             terms["picture"] = Term(away(seen - goals.centre, goals.offset), loss.picture)
-        if self._balance_weight:
-            terms["balance"] = Term(balance(records), self._balance_weight, per_unit=False)
+        if loss.directional:
+            terms["directional"] = Term(directional(seen, goals), loss.directional)
+        if loss.l2:
+            shown = torch.stack([picture for picture, _ in map(self._shown, *batch.each())])
+            terms["l2"] = Term(F.mse_loss(pictures / 2, shown / 2), loss.l2)
         return terms
+
+    def _predicted(self, batch: _Batch, records: list[Record]) -> Tensor:
+        """Clean pictures (rows, 3, h, w) in [-1, 1], with gradient through the last calls."""
+        loss, states = self._loss, batch.states()
+        step = self._scheduler.timesteps[batch.upto]
+        start = max(0, batch.upto + 1 - loss.through)
+        how = (states, self._scheduler, loss.guidance)
+        source = positive_rows(len(batch.noise), states.device)
+        with self._mixture.condition(source=source, filled=batch.filled(2)):
+            latents = sample(self._base, batch.noise, *how, start)
+            with self._mixture.record() as found:
+                latents = walk(self._base, latents, *how, slice(start, batch.upto))
+                output = guided(self._base, latents, step, states, loss.guidance)
+        records += found
+        clean = self._base.noising.clean(latents, output, step.expand(len(latents)))
+        return self._base.decode(clean).clamp(-1, 1)
+
+    def _denoised(self, batch: _Batch, records: list[Record]) -> Tensor:
+        """The mean squared error of what the UNet predicts of the experts' own pictures, noised."""
+        noising = self._base.noising
+        pictures, chances = zip(*map(self._shown, *batch.each()), strict=True)
+        steps = torch.stack([noising.draw_timestep(chance) for chance in chances])
+        steps = steps.to(batch.noise.device)
+        with torch.no_grad():
+            latents = self._base.encode(torch.stack(pictures)).float()
+        noisy = noising.add_noise(latents, batch.noise, steps)
+        positive = batch.states()[slice(len(latents), None)]
+        with self._mixture.condition(filled=batch.filled(1)), self._mixture.record() as found:
+            predicted = self._base.predict(noisy, steps, positive)
+        records += found
+        return F.mse_loss(predicted.float(), noising.target(latents, batch.noise, steps))
+
+    def _shown(self, row: Row, scene: Scene) -> tuple[Tensor, torch.Generator]:
+        """One of the scene's own pictures, chosen by the row's chance, and what chance is left."""
+        chance = row.generator(stream=_SHOWN)
+        return scene.shown[torch.randint(len(scene.shown), (), generator=chance)], chance
 
     def _views(self, pictures: Tensor, rows: Sequence[Row]) -> Tensor:
         """Each picture `views` times, (rows * views, 3, h, w), moved by the row's own chance."""

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 from accelerate import PartialState
 from torch import Tensor
@@ -23,6 +24,8 @@ from mole_vl.faults import refuse
 from mole_vl.gates import GateSpec
 from mole_vl.sites import SiteKind
 from mole_vl.training import Task
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,6 +57,7 @@ class Pairs(Domain):
         negative: Negative prompt.
         resolution: Side of the pictures.
         loss: How pictures are drawn and judged in training.
+        words: What each LoRA's own pictures show, by the LoRA's name; for the directional term.
         judge: Another CLIP for the report; the one that trains if not given.
         drawn: Pictures of each pair and arm in the report.
         steps: Sampler steps of the report's pictures; those of the loss if not given.
@@ -69,6 +73,7 @@ class Pairs(Domain):
         negative: str = "",
         resolution: int = 512,
         loss: ClipLoss = ClipLoss(),  # noqa: B008 (frozen)
+        words: dict[str, str] | None = None,
         judge: str | None = None,
         drawn: int = 4,
         steps: int | None = None,
@@ -76,6 +81,7 @@ class Pairs(Domain):
         slots = [tuple(pair.experts) for pair in pairs]
         named = {Path(folder).name for pair in pairs for folder in pair.experts.values()}
         lacking = sorted(named - set(pictures))
+        unsaid = [] if words is None else sorted(named - set(words))
         refuse(
             "Pairs",
             [
@@ -87,6 +93,7 @@ class Pairs(Domain):
                     if own != slots[0]
                 ),
                 f"pictures has no folder for {', '.join(lacking)}" if lacking else None,
+                f"words does not say what {', '.join(unsaid)} shows" if unsaid else None,
             ],
         )
         self.slots = slots[0]
@@ -96,12 +103,13 @@ class Pairs(Domain):
                 experts=list(pair.experts.values()),
                 prompt=pair.prompt,
                 caption=pair.caption,
-                pictures={f.name: pictures[f.name] for f in map(Path, pair.experts.values())},
+                pictures=_of(pair, pictures),
                 ordinary=ordinary,
                 clip=clip,
                 negative=negative,
                 resolution=resolution,
                 loss=loss,
+                words=None if words is None else _of(pair, words),
                 judge=judge,
                 truth=pair.truth,
                 drawn=drawn,
@@ -185,6 +193,12 @@ class Pairs(Domain):
             with context:
                 found[arm] = part.draw(part.drawn)
         return found
+
+
+def _of(pair: Pair, given: Mapping[str, T]) -> dict[str, T]:
+    """What is given for the LoRAs of one pair, by their names."""
+    names = [Path(folder).name for folder in pair.experts.values()]
+    return {name: given[name] for name in names}
 
 
 def table(found: Mapping[str, Mapping[str, Mapping[str, list[float]]]]) -> str:

@@ -11,9 +11,10 @@ from torch import Tensor
 
 from dreambooth.adapter import blocks, positive_rows
 from dreambooth.base import Base
-from dreambooth.clip import Clip, composed
-from dreambooth.clip_task import DRAWN, ClipLoss, ClipTask, Goals, Scene
+from dreambooth.clip import Clip
+from dreambooth.clip_task import DRAWN, ClipLoss, ClipTask, Scene
 from dreambooth.data import check_picture, load_picture, picture_files
+from dreambooth.goals import Goals, composed
 from dreambooth.grid import save_grid
 from dreambooth.sampling import sample, schedule
 from mole_vl import Mixture, mix, read_components
@@ -43,6 +44,8 @@ class SubjectStyle(Domain):
         negative: Negative prompt.
         resolution: Side of the pictures.
         loss: How pictures are drawn and judged in training.
+        words: What each expert's own pictures show, in words that CLIP knows, by the expert's name;
+            for the directional term alone.
         judge: Another CLIP for the report; the one that trains if not given.
         truth: A picture of what the prompt should look like, for the report alone.
         drawn: Pictures of each arm in the report.
@@ -61,6 +64,7 @@ class SubjectStyle(Domain):
         negative: str = "",
         resolution: int = 512,
         loss: ClipLoss = ClipLoss(),  # noqa: B008 (frozen)
+        words: dict[str, str] | None = None,
         judge: str | None = None,
         truth: Path | None = None,
         drawn: int = 4,
@@ -70,6 +74,7 @@ class SubjectStyle(Domain):
             "SubjectStyle",
             [
                 None if caption.strip() else "caption is empty, expected words that CLIP knows",
+                _words_fault(loss, words, pictures),
                 at_least("resolution", resolution, 1),
                 at_least("drawn", drawn, 1),
                 at_least("steps", steps, 1),
@@ -85,6 +90,7 @@ class SubjectStyle(Domain):
         self.negative = negative
         self.resolution = resolution
         self.loss = loss
+        self.words = words
         self.judge_name = judge or clip
         self.truth_file = truth
         self.drawn = drawn
@@ -151,6 +157,7 @@ class SubjectStyle(Domain):
             "clip": self.clip_name,
             "resolution": self.resolution,
             "loss": asdict(self.loss),
+            "words": self.words,
         }
 
     def _loaded(self, files: Sequence[Path]) -> Tensor:
@@ -160,12 +167,17 @@ class SubjectStyle(Domain):
     def goals(self, clip: Clip) -> Goals:
         """Where a CLIP should see the pictures."""
         centre = clip.pictures(self.ordinary).mean(0)
-        means = [clip.pictures(pictures).mean(0) for pictures in self.pictures.values()]
-        return Goals(clip.captions([self.caption])[0], centre, composed(centre, *means))
+        own = torch.stack([clip.pictures(pictures).mean(0) for pictures in self.pictures.values()])
+        caption = clip.captions([self.caption])[0]
+        words = caption.new_empty(0, len(caption))
+        if self.words is not None:
+            words = clip.captions([self.words[name] for name in self.pictures])
+        return Goals(caption, centre, composed(centre, own), own, words)
 
     def scene(self) -> Scene:
         """The prompt and its goals, as the CLIP that trains sees them."""
-        return Scene(self.states, self.goals(self.clip), self.filled)
+        shown = torch.cat(list(self.pictures.values()))
+        return Scene(self.states, self.goals(self.clip), shown, self.filled)
 
     def task(self, balance: float) -> Task:
         """The CLIP loss on predicted clean pictures."""
@@ -263,6 +275,20 @@ def check_site(site: SiteKind) -> None:
             "site 'preview' holds one reading of a row for all that follows, and a UNet's "
             "input changes at every step: use site 'network', or 'block'"
         )
+
+
+def _words_fault(
+    loss: ClipLoss, words: Mapping[str, str] | None, pictures: Mapping[str, Path]
+) -> str | None:
+    if words is None:
+        needed = "what each expert's pictures show, for the directional term"
+        return f"words is not given, expected {needed}" if loss.directional else None
+    if set(words) == set(pictures):
+        return None
+    return (
+        f"words is given for {', '.join(sorted(words))}, expected the names that pictures has: "
+        f"{', '.join(sorted(pictures))}"
+    )
 
 
 def _noise(shape: tuple[int, int, int], seed: int) -> Tensor:

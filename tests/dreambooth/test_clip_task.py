@@ -13,9 +13,10 @@ from torch import nn
 
 from dreambooth.adapter import blocks, positive_rows
 from dreambooth.base import Base
-from dreambooth.clip import Clip, composed
-from dreambooth.clip_task import ClipLoss, ClipTask, Goals, Scene
+from dreambooth.clip import Clip
+from dreambooth.clip_task import ClipLoss, ClipTask, Scene
 from dreambooth.data import Jitter
+from dreambooth.goals import Goals, composed
 from dreambooth.sampling import guided, sample, schedule
 from dreambooth.subject_style import SubjectStyle
 from mole_vl import Expert, Factors, mix, write_peft
@@ -151,11 +152,13 @@ def test_no_picture_of_the_report_starts_from_a_noise_of_the_training(domain):
 
 
 def test_every_term_of_the_loss_moves_every_gate(domain):
+    domain.loss = ClipLoss(steps=4, guidance=2.0, directional=0.5, l2=0.2, denoise=0.3)
+    domain.words = {"owl": "an owl", "ink": "ink style"}
     mixture = domain.mix(MoLE(), "block")["unet"]
     randomise(mixture)
     task = domain.task(0.1)
     terms = task.losses(task.batch([Row(0, 0, index, 2) for index in range(2)]))
-    assert terms.keys() == {"text", "picture", "balance"}
+    assert terms.keys() == {"text", "picture", "directional", "l2", "denoise", "balance"}
     for name, term in terms.items():
         grads = torch.autograd.grad(term.value, list(mixture.gates.parameters()), retain_graph=True)
         assert all(grad.abs().max() > 0 for grad in grads), name
@@ -187,6 +190,74 @@ def test_a_loss_is_the_mean_over_the_views_of_the_predicted_pictures(domain):
     for name, values in distances.items():
         torch.testing.assert_close(found[name].value, torch.stack(values).mean())
         assert torch.equal(again[name].value, found[name].value)
+
+
+def test_the_directional_term_compares_moves_of_pictures_with_moves_of_words(domain):
+    domain.loss = ClipLoss(
+        steps=2, first=0.0, last=0.0, text=0, picture=0, directional=1.0, views=1, jitter=Jitter()
+    )
+    domain.words = {"owl": "an owl", "ink": "ink style"}
+    mixture = domain.mix(MoLE(), "block")["unet"]
+    randomise(mixture)
+    task, clip = domain.task(0.0), domain.clip
+    batch = task.batch([Row(0, 0, index, 2) for index in range(2)])
+    found = task.losses(batch)
+    assert found.keys() == {"directional"}
+    step = schedule(domain.base, 2).timesteps[0]
+    states = domain.states.repeat_interleave(2, 0)
+    with mixture.condition(source=positive_rows(2)), torch.no_grad():
+        output = guided(domain.base, batch.noise, step, states, domain.loss.guidance)
+        clean = domain.base.noising.clean(batch.noise, output, step.expand(2))
+        seen = clip.pictures(domain.base.decode(clean).clamp(-1, 1))
+    caption, apart = clip.captions([domain.caption])[0], []
+    for name, words in domain.words.items():
+        move = caption - clip.captions([words])[0]
+        start = clip.pictures(domain.pictures[name]).mean(0)
+        apart += [1 - torch.cosine_similarity(one - start, move, dim=0) for one in seen]
+    torch.testing.assert_close(found["directional"].value, torch.stack(apart).mean())
+
+
+def test_the_denoising_term_is_that_of_the_experts_own_pictures_under_the_prompt(domain):
+    domain.loss = ClipLoss(text=0, picture=0, denoise=2.0)
+    mixture = domain.mix(MoLE(normaliser=Sigmoid()), "block")["unet"]
+    randomise(mixture)
+    task, base = domain.task(0.0), domain.base
+    rows = [Row(0, 0, index, 3) for index in range(3)]
+    batch = task.batch(rows)
+    found = task.losses(batch)
+    assert found.keys() == {"denoise"}
+    assert found["denoise"].weight == 2.0
+    own, errors = torch.cat(list(domain.pictures.values())), []
+    for row, noise in zip(rows, batch.noise, strict=True):
+        chance = row.generator(stream=3)
+        picture = own[torch.randint(len(own), (), generator=chance)]
+        step = base.noising.draw_timestep(chance)[None]
+        with torch.no_grad():
+            latents = base.encode(picture[None])
+            noisy = base.noising.add_noise(latents, noise[None], step)
+            predicted = base.predict(noisy, step, domain.states[1:])
+        target = base.noising.target(latents, noise[None], step)
+        errors.append((predicted - target).square().mean())
+    torch.testing.assert_close(found["denoise"].value, torch.stack(errors).mean())
+
+
+def test_the_l2_term_is_the_distance_to_one_of_the_experts_own_pictures(domain):
+    domain.loss = ClipLoss(steps=2, first=1.0, last=1.0, text=0, picture=0, l2=1.0)
+    mixture = domain.mix(MoLE(normaliser=Sigmoid()), "block")["unet"]
+    randomise(mixture)
+    task = domain.task(0.0)
+    rows = [Row(0, 0, index, 2) for index in range(2)]
+    batch = task.batch(rows)
+    found = task.losses(batch)["l2"].value
+    states = domain.states.repeat_interleave(2, 0)
+    sampler = schedule(domain.base, 2)
+    with mixture.condition(source=positive_rows(2)):
+        latents = sample(domain.base, batch.noise, states, sampler, domain.loss.guidance)
+    drawn = domain.base.decode(latents).clamp(-1, 1)
+    own = torch.cat(list(domain.pictures.values()))
+    picked = [own[torch.randint(len(own), (), generator=row.generator(stream=3))] for row in rows]
+    expected = ((drawn + 1) / 2 - (torch.stack(picked) + 1) / 2).square().mean()
+    torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-3)
 
 
 @pytest.mark.parametrize(("through", "whole"), [(1, False), (2, False), (3, True), (9, True)])
@@ -227,8 +298,9 @@ def test_every_row_draws_a_scene_of_its_own_with_the_experts_in_its_slots(base, 
     for name, place in (("an owl", 0), ("a fox", 2)):
         with torch.no_grad():
             states = base.encode_prompts(["bad", f"{name} in ink"])
-        goals = Goals(*(torch.randn(8) for _ in range(3)))
-        scenes.append(Scene(states, goals, (place, 1)))
+        goals = Goals(*(torch.randn(8) for _ in range(3)), torch.randn(2, 8), torch.randn(2, 8))
+        shown = torch.rand(3, 3, SIDE, SIDE) * 2 - 1
+        scenes.append(Scene(states, goals, shown, (place, 1)))
     loss = ClipLoss(steps=3, guidance=2.0, views=2)
     parameters = dict(mixture.gates.named_parameters())
 
@@ -257,7 +329,7 @@ def test_goals_are_offsets_from_the_ordinary(domain):
     features = {name: domain.clip.pictures(p).mean(0) for name, p in domain.pictures.items()}
     centre = domain.clip.pictures(domain.ordinary).mean(0)
     torch.testing.assert_close(goals.offset, features["owl"] + features["ink"] - 2 * centre)
-    torch.testing.assert_close(composed(centre, centre), torch.zeros(8))
+    torch.testing.assert_close(composed(centre, centre.unsqueeze(0)), torch.zeros(8))
 
 
 def test_the_whole_way_from_training_to_a_report(tmp_path, domain):
@@ -310,6 +382,8 @@ def test_mistakes_are_named(tmp_path, domain):
         domain.mix(MoLE(), "preview", 1)
     with pytest.raises(ValueError, match=r"steps is 0, .*first is 0.9, last is 0.2"):
         ClipLoss(steps=0, first=0.9, last=0.2)
+    with pytest.raises(ValueError, match="all of text, picture, directional, l2, denoise are 0"):
+        ClipLoss(text=0, picture=0)
 
 
 @pytest.mark.parametrize(
@@ -339,6 +413,13 @@ def test_settings_that_cannot_be_are_refused_at_once(tmp_path):
         ValueError, match=r"caption is empty, .*; resolution is 0, .*; drawn is 0, expected at l"
     ):
         SubjectStyle("base", [], "p", " ", {}, tmp_path, "clip", resolution=0, drawn=0)
+    loss, given = ClipLoss(directional=1.0), {"owl": tmp_path, "ink": tmp_path}
+    with pytest.raises(ValueError, match=r"words is not given, expected what each expert's pict"):
+        SubjectStyle("base", [], "p", "an owl", given, tmp_path, "clip", loss=loss)
+    with pytest.raises(
+        ValueError, match=r"words is given for owl, expected the names .*: ink, owl"
+    ):
+        SubjectStyle("base", [], "p", "c", given, tmp_path, "clip", words={"owl": "an owl"})
 
 
 def test_blocks_come_in_the_order_they_run_and_fused_projections_are_refused(base):
