@@ -4,7 +4,8 @@
     python -m dreambooth.world.candidates
     accelerate launch train_gates.py --config configs/emoji_subject_style.yaml
 
-Leaves gates, log and report in the folder `fit.output`; called again, it goes on where it stopped.
+Leaves gates, log, a drawing of the gates' mean weights over the steps, and the report in the folder
+`fit.output`; called again, it goes on where it stopped.
 """
 
 from accelerate import PartialState
@@ -15,7 +16,7 @@ from mole_vl.domain import Domain, prepare
 from mole_vl.faults import as_messages
 from mole_vl.gates import GateSpec, MoLE
 from mole_vl.sites import SiteKind
-from mole_vl.training import FitConfig, fit as run
+from mole_vl.training import LOG, FitConfig, draw_gates, fit as run
 
 
 def train_gates(
@@ -51,6 +52,7 @@ def train_gates(
     if main:
         for component, mixture in mixtures.items():
             save_gates(mixture, fit.output / "gates" / f"{component}.safetensors")
+        draw_gates(fit.output / LOG, mixtures, fit.output / "gates")
         print(f"{result.step} steps, {result.seconds:.0f} s; gates in {fit.output / 'gates'}")
     if report:
         table = domain.report(fit.output)

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 
-from apps.svg import drawing, element, text
+from mole_vl.svg import drawing, element, text
 
 _WIDTH, _HEIGHT, _LEFT, _RIGHT, _TOP, _BOTTOM = 640, 230, 52, 92, 14, 34
 _KEPT = 0.8

@@ -10,7 +10,7 @@ from mole_vl.gates import GateSpec
 from mole_vl.mixture import Mixture
 from mole_vl.sites import SiteKind
 from mole_vl.specs import to_data
-from mole_vl.training import FitConfig, Task, centre_gates
+from mole_vl.training import FitConfig, Gauged, Task, centre_gates
 
 
 class Domain(ABC):
@@ -64,8 +64,8 @@ def prepare(
         centring: Batches that features are centred over; 0 for none.
 
     Returns:
-        The mixtures by component, the task that trains their gates, and the settings for `fit`
-        that a resumed run must agree on.
+        The mixtures by component, the task that trains their gates and measures what they say, and
+        the settings for `fit` that a resumed run must agree on.
     """
     mixtures = domain.mix(gate, site, after)
     task = domain.task(balance)
@@ -79,7 +79,7 @@ def prepare(
         **domain.lesson(),
         "experts": {part: [*m.names, *m.digests] for part, m in mixtures.items()},
     }
-    return mixtures, task, settings
+    return mixtures, Gauged(task, mixtures), settings
 
 
 def gate_parameters(mixtures: Mapping[str, Mixture]) -> dict[str, nn.Parameter]:

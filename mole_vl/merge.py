@@ -43,6 +43,12 @@ def mean_weights(records: Sequence[Record]) -> dict[str, Tensor]:
         raise ValueError("mean_weights: these gates weigh slots, whose experts change by row")
     if not records:
         raise ValueError("no gate result was recorded: run the model inside record()")
+    return site_means(records)
+
+
+@torch.no_grad()
+def site_means(records: Sequence[Record]) -> dict[str, Tensor]:
+    """The mean weights of each site as its gates gave them: of its experts (E,), or slots (S,)."""
     sums: dict[str, Tensor] = {}
     counts: dict[str, Tensor] = {}
     for record in records:

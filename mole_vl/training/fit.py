@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast, set_seed
-from torch import Tensor, nn
+from torch import nn
 from tqdm.auto import tqdm
 
 from mole_vl.files import new_file
@@ -25,7 +25,10 @@ from mole_vl.training.config import FitConfig
 from mole_vl.training.optimizers import make_optimizers
 from mole_vl.training.rows import mix_seed, rows_of_step
 from mole_vl.training.snapshot import Snapshot, read_snapshot, write_snapshot
+from mole_vl.training.tally import Tally, Values
 from mole_vl.training.task import Task
+
+LOG = "metrics.jsonl"
 
 
 @dataclass(frozen=True)
@@ -83,7 +86,7 @@ class _Run:
             {name: p.detach().clone() for name, p in self.parameters.items()} if config.ema else {}
         )
         self.step = 0
-        self.log_file = self.output / "metrics.jsonl"
+        self.log_file = self.output / LOG
         precision = {"mixed_precision": self.accelerator.mixed_precision}
         # As JSON would give them back: what is compared with a snapshot must look alike.
         self.settings: dict[str, object] = json.loads(
@@ -181,8 +184,8 @@ class _Run:
             write_snapshot(self.output, snapshot)
         self.accelerator.wait_for_everyone()
 
-    def advance(self) -> dict[str, float]:
-        """One optimiser step; returns each term's value over the global batch."""
+    def advance(self) -> Values:
+        """One optimiser step; returns the terms' values over the global batch."""
         config, accelerator = self.config, self.accelerator
         process, processes = accelerator.process_index, accelerator.num_processes
         # Whatever draws from the global generators (a dropout) draws the same after a resume.
@@ -200,26 +203,15 @@ class _Run:
         )
         if total == 0:
             raise ValueError(f"fit: step {self.step} has nothing to score: its batch has 0 units")
-        seen: dict[str, Tensor] = {}
+        tally = Tally(total, processes * len(pieces), accelerator.device)
         for piece, count in zip(pieces, units, strict=True):
             with accelerator.autocast():
                 terms = self.task.losses(piece)
-            loss = torch.zeros((), device=accelerator.device)
-            for name, term in terms.items():
-                if term.per_unit and count == 0:
-                    # A mean over nothing is no number, and counts nothing.
-                    seen.setdefault(name, torch.zeros_like(loss))
-                    continue
-                part = count / total if term.per_unit else 1 / (processes * len(pieces))
-                value = term.value.float() * part
-                loss = loss + term.weight * value
-                seen[name] = seen.get(name, torch.zeros_like(loss)) + value.detach()
+            loss = tally.add(terms, count)
             if loss.requires_grad:
                 accelerator.backward(loss)
-        names = sorted(seen)
-        values = sum_over_processes(torch.stack([seen[name] for name in names])).tolist()
-        result = dict(zip(names, values, strict=True))
-        for name, value in result.items():
+        found = tally.values()
+        for name, value in found.terms.items():
             if not math.isfinite(value):
                 raise FloatingPointError(
                     f"fit: the term {name!r} is {value} at step {self.step}; the last checkpoint "
@@ -241,7 +233,7 @@ class _Run:
             optimizer.zero_grad()
         self.step += 1
         self._average()
-        return result
+        return found
 
     def _reduce_gradients(self) -> None:
         parameters: list[nn.Parameter] = list(self.parameters.values())
@@ -262,14 +254,15 @@ class _Run:
         for name, average in self.averages.items():
             average.lerp_(self.parameters[name].to(average.dtype), 1 - decay)
 
-    def log(self, terms: Mapping[str, float]) -> None:
+    def log(self, found: Values) -> None:
         """One line of the log, and the trackers."""
-        line = {"step": self.step, "lr": self.config.rate(self.step - 1), **terms}
+        values = {**found.terms, **found.measures}
+        line = {"step": self.step, "lr": self.config.rate(self.step - 1), **values}
         if self.accelerator.is_main_process:
             with self.log_file.open("a") as file:
                 file.write(json.dumps(line) + "\n")
         if self.config.trackers:
-            self.accelerator.log(dict(terms), step=self.step)
+            self.accelerator.log(values, step=self.step)
 
 
 def _stopped(watch: Watch, progress: Progress) -> bool:
@@ -315,7 +308,7 @@ def fit(
         }
         run.accelerator.init_trackers("mole-vl", config=known)
     start = time.monotonic()
-    terms: dict[str, float] = {}
+    terms: Mapping[str, float] = {}
     bar = tqdm(
         total=config.steps,
         initial=run.step,
@@ -324,10 +317,11 @@ def fit(
     )
     with bar:
         while run.step < config.steps:
-            terms = run.advance()
+            found = run.advance()
+            terms = found.terms
             bar.update()
             if run.step % config.log_every == 0 or run.step == config.steps:
-                run.log(terms)
+                run.log(found)
                 bar.set_postfix({name: f"{value:.4f}" for name, value in terms.items()})
             if run.step % config.save_every == 0 or run.step == config.steps:
                 run.save()

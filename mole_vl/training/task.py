@@ -16,6 +16,7 @@ class Term:
 
     A term with `per_unit` is a mean over the batch's units (rows, or scored tokens); `fit` weighs
     it by the batch's part in the global batch. Any other term has seen all processes already.
+    A term of weight 0 is a measure: it is logged, and no part of the loss.
     """
 
     value: Tensor

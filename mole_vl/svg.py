@@ -1,4 +1,4 @@
-"""Pictures of numbers, as SVG that takes the page's own colours."""
+"""Pictures of numbers, as SVG: within a page they take its colours, alone they bring their own."""
 
 from html import escape
 
@@ -29,3 +29,13 @@ def drawing(width: float, height: float, *content: str, label: str) -> str:
         role="img",
         aria_label=label,
     )
+
+
+_LOOKS = "text{font:11px sans-serif;fill:#555}.name{font-weight:bold;fill:#222}"
+
+
+def standalone(drawn: str) -> str:
+    """A drawing as a file of its own, with its looks on white."""
+    head, rest = drawn.split(">", 1)
+    ground = element("rect", width="100%", height="100%", fill="white")
+    return f'{head} xmlns="http://www.w3.org/2000/svg">{element("style", _LOOKS)}{ground}{rest}\n'
