@@ -48,6 +48,13 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "through the last 3 calls": {"loss": {"through": 3}},
     "caption alone": {"loss": {"picture": 0.0}},
     "pictures alone": {"loss": {"text": 0.0}},
+    "directional beside": {"loss": {"directional": 1.0}},
+    "directional for the caption": {"loss": {"text": 0.0, "directional": 1.0}},
+    "L2 beside": {"loss": {"l2": 1.0}},
+    "denoising alone": {
+        "loss": {"text": 0.0, "picture": 0.0, "denoise": 1.0},
+        "fit": {"rows": 16},
+    },
     "views moved more": {"loss": {"jitter": Jitter(shift=0.1, shrink=0.75)}},
     "one view": {"loss": {"views": 1, "jitter": Jitter()}},
     "balance 0.1": {"balance": 0.1},

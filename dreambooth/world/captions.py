@@ -15,14 +15,15 @@ from dreambooth.world.world import Pair
 IDENTIFIERS: tuple[str, ...] = tuple(f"<v{number}>" for number in range(1, 25))
 
 # Template and its weight; {thing} is the subject with its article, {kind} its class word.
+_WHOLE, _THING, _STYLE = "{thing} in {style} style", "{thing}", "something in {style} style"
 SINGLE: tuple[tuple[str, float], ...] = (
-    ("{thing} in {style} style", 0.45),
+    (_WHOLE, 0.45),
     ("{thing}, {kind}, in {style} style", 0.2),
     ("{kind} in {style} style", 0.1),
-    ("{thing}", 0.1),
+    (_THING, 0.1),
     ("{thing}, {kind}", 0.05),
     ("{kind}", 0.05),
-    ("something in {style} style", 0.05),
+    (_STYLE, 0.05),
 )
 DOUBLE: tuple[tuple[str, float], ...] = (
     ("{left} and {right} in {style} style", 0.8),
@@ -40,7 +41,17 @@ def with_article(noun: str) -> str:
 
 def plain_caption(pair: Pair) -> str:
     """The caption by which a picture is judged: "a penguin in noto style"."""
-    return SINGLE[0][0].format(thing=with_article(pair.subject.name), style=pair.style.name)
+    return _WHOLE.format(thing=with_article(pair.subject.name), style=pair.style.name)
+
+
+def thing_caption(pair: Pair) -> str:
+    """What the subject is called, whatever its style: "a penguin"."""
+    return _THING.format(thing=with_article(pair.subject.name))
+
+
+def style_caption(pair: Pair) -> str:
+    """What the style is called, whatever it shows: "something in noto style"."""
+    return _STYLE.format(style=pair.style.name)
 
 
 def caption(pair: Pair, generator: Generator) -> str:

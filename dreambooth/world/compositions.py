@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from dreambooth.world.candidates import Candidate, load_candidates, picture_name
-from dreambooth.world.captions import plain_caption
+from dreambooth.world.captions import plain_caption, style_caption, thing_caption
 from dreambooth.world.world import Pair, World
 
 
@@ -34,6 +34,10 @@ class Composition:
             "experts": [loras / part for part in parts],
             "prompt": f"{self.subject.phrase} in {self.style.phrase}",
             "caption": plain_caption(self.pair),
+            "words": {
+                self.subject.name: thing_caption(self.pair),
+                self.style.name: style_caption(self.pair),
+            },
             "pictures": {part: pictures / "candidates" / part for part in parts},
             "ordinary": pictures / "candidates/ordinary",
             "truth": pictures / "truth" / picture_name(self.pair),
