@@ -1,5 +1,6 @@
 """What diffusers offers and a mixed pipeline cannot take as it is."""
 
+from abc import abstractmethod
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -26,9 +27,9 @@ class Unmixable:
     """diffusers' own handling of LoRAs, refused while experts are mixed in, and its kin."""
 
     @property
+    @abstractmethod
     def mixtures(self) -> Mapping[str, Mixture]:
         """The handle of each mixed component."""
-        raise NotImplementedError
 
     load_lora_weights = _refused("load_lora_weights")
     unload_lora_weights = _refused("unload_lora_weights")
