@@ -14,8 +14,8 @@ from dreambooth.base import Base
 from dreambooth.clip import Clip, composed
 from dreambooth.clip_task import DRAWN, ClipLoss, ClipTask, Goals, Scene
 from dreambooth.data import check_picture, load_picture, picture_files
+from dreambooth.drawing import draw_encoded
 from dreambooth.grid import save_grid
-from dreambooth.sampling import sample, schedule
 from mole_vl import Mixture, mix, read_components
 from mole_vl.arms import arms
 from mole_vl.domain import Domain, gate_parameters
@@ -187,21 +187,22 @@ class SubjectStyle(Domain):
         Picture i starts from the noise of (seed, i), whatever the arm and the number drawn; no
         step of a training starts from it.
         """
-        scheduler = schedule(self.base, self.steps)
         device = self.base.unet.device
-        shape = self.base.latent_shape(self.resolution)
         found = []
         for start in range(0, pictures, _DRAWN_AT_ONCE):
             rows = range(start, min(pictures, start + _DRAWN_AT_ONCE))
-            noise = [_noise(shape, mix_seed(seed, row, 0, DRAWN)) for row in rows]
-            states = self.states.to(device).repeat_interleave(len(rows), 0)
             source = positive_rows(len(rows), device)
             filled = None if self.filled is None else torch.tensor([self.filled] * len(source))
             with self.mixture.condition(source=source, filled=filled):
-                latents = sample(
-                    self.base, torch.stack(noise).to(device), states, scheduler, self.loss.guidance
+                drawn = draw_encoded(
+                    self.base,
+                    self.states.repeat_interleave(len(rows)),
+                    [mix_seed(seed, row, 0, DRAWN) for row in rows],
+                    self.resolution,
+                    self.steps,
+                    self.loss.guidance,
                 )
-            found.append(self.base.decode(latents).clamp(-1, 1))
+            found.append(drawn)
         return torch.cat(found)
 
     def drawings(self, seed: int = 0) -> dict[str, Tensor]:
@@ -263,7 +264,3 @@ def check_site(site: SiteKind) -> None:
             "site 'preview' holds one reading of a row for all that follows, and a UNet's "
             "input changes at every step: use site 'network', or 'block'"
         )
-
-
-def _noise(shape: tuple[int, int, int], seed: int) -> Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
