@@ -218,6 +218,7 @@ class Trainer:
             resolution=own.resolution,
             loss=own.loss,
             steps=own.steps,
+            text_encoder=own.text_encoder,
         )
 
 

@@ -12,9 +12,11 @@ from dreambooth.clip import Clip, away
 from dreambooth.data import Jitter
 from dreambooth.prompts import Prompts, side_by_side
 from dreambooth.sampling import guided, sample, schedule, walk
+from dreambooth.text_gates import Words, encode_gated
 from mole_vl import Mixture
 from mole_vl.faults import at_least, refuse
 from mole_vl.losses import balance
+from mole_vl.passes import Record
 from mole_vl.training import Row, Term, mix_seed
 
 # Streams of random numbers beside the first, which is the noise of training.
@@ -84,19 +86,21 @@ class Scene:
     """A prompt, and what a picture of it should show.
 
     Args:
-        states: The encoded negative and positive prompt.
+        states: The encoded negative and positive prompt; their words, where the text encoder's
+            gates learn too.
         goals: Where CLIP should see the pictures.
         filled: The places of the experts in the mixture's slots; None for gates without slots.
     """
 
-    states: Prompts
+    states: Prompts | Words
     goals: Goals
     filled: tuple[int, ...] | None = None
 
     def to(self, device: torch.device) -> "Scene":
         """The same on a device."""
         goals = Goals(*(tensor.to(device) for tensor in vars(self.goals).values()))
-        return Scene(self.states.to(device), goals, self.filled)
+        states = self.states.to(device) if isinstance(self.states, Prompts) else self.states
+        return Scene(states, goals, self.filled)
 
 
 @dataclass(frozen=True)
@@ -108,7 +112,12 @@ class _Batch:
 
     def states(self) -> Prompts:
         """Encoded prompts of guidance, [negative; positive], 2 rows of them."""
-        return side_by_side([scene.states for scene in self.scenes])
+        encoded = (scene.states for scene in self.scenes)
+        return side_by_side([states for states in encoded if isinstance(states, Prompts)])
+
+    def words(self) -> list[Words]:
+        """The prompts of each row that are encoded anew at every loss."""
+        return [scene.states for scene in self.scenes if isinstance(scene.states, Words)]
 
     def goals(self, views: int) -> Goals:
         """Each row's goals, once a view, (rows * views, d)."""
@@ -134,6 +143,7 @@ class ClipTask:
         loss: How pictures are drawn and judged.
         parameters: What is trained, by name.
         balance_weight: Factor of the balance loss; at 0 there is no such term.
+        text: The text encoder's mixture, where its gates learn too.
     """
 
     def __init__(
@@ -147,8 +157,10 @@ class ClipTask:
         *,
         parameters: Mapping[str, nn.Parameter],
         balance_weight: float = 0.0,
+        text: Mixture | None = None,
     ) -> None:
         self._base = base
+        self._text = text
         self._mixture = mixture
         self._scenes = scenes
         self._shape = base.latent_shape(resolution)
@@ -177,7 +189,7 @@ class ClipTask:
         chance = torch.Generator().manual_seed(mix_seed(rows[0].seed, rows[0].step))
         upto = int(torch.randint(low, high + 1, (), generator=chance))
         scenes = [self._scenes[row.pick(len(self._scenes))] for row in rows]
-        return _Batch(torch.stack(noise).to(scenes[0].states.device), upto, rows, scenes)
+        return _Batch(torch.stack(noise).to(scenes[0].goals.caption.device), upto, rows, scenes)
 
     def units(self, batch: _Batch) -> int:
         """Pictures."""
@@ -186,7 +198,8 @@ class ClipTask:
     def losses(self, batch: _Batch) -> Mapping[str, Term]:
         """The terms `text`, `picture`, `balance`, those with a weight."""
         loss, rows = self._loss, len(batch.noise)
-        states, goals = batch.states(), batch.goals(loss.views)
+        states, said = self._encoded(batch)
+        goals = batch.goals(loss.views)
         step = self._scheduler.timesteps[batch.upto]
         start = max(0, batch.upto + 1 - loss.through)
         how = (states, self._scheduler, loss.guidance)
@@ -204,8 +217,23 @@ class ClipTask:
         if loss.picture:
             terms["picture"] = Term(away(seen - goals.centre, goals.offset), loss.picture)
         if self._balance_weight:
-            terms["balance"] = Term(balance(records), self._balance_weight, per_unit=False)
+            # The text encoder's gates speak once for all the calls that the UNet's speak in.
+            balanced = self._balance(records, said * (batch.upto + 1 - start))
+            terms["balance"] = Term(balanced, self._balance_weight, per_unit=False)
         return terms
+
+    def _encoded(self, batch: _Batch) -> tuple[Prompts, list[Record]]:
+        """Prompts of guidance, [negative; positive], and what a text encoder's gates said."""
+        if self._text is None:
+            return batch.states(), []
+        with self._text.record() as records:
+            return encode_gated(self._base, self._text, batch.words()), records
+
+    def _balance(self, records: list[Record], said: list[Record]) -> Tensor:
+        """Over all gates; of each network for itself, where they do not weigh the same LoRAs."""
+        if self._text is None or weighed(self._text) == weighed(self._mixture):
+            return balance([*records, *said])
+        return balance(records) + balance(said)
 
     def _views(self, pictures: Tensor, rows: Sequence[Row]) -> Tensor:
         """Each picture `views` times, (rows * views, 3, h, w), moved by the row's own chance."""
@@ -217,3 +245,8 @@ class ClipTask:
                 moved = picture.float()
                 views += [self._loss.jitter(moved, chance) for _ in range(self._loss.views)]
         return torch.stack(views)
+
+
+def weighed(mixture: Mixture) -> tuple[str, ...]:
+    """What a mixture's gates weigh: slots, or the experts themselves."""
+    return mixture.names if mixture.slots is None else mixture.slots.names
