@@ -16,7 +16,8 @@ from torch import Tensor
 from dreambooth.clip_task import ClipLoss, ClipTask
 from dreambooth.grid import save_grid
 from dreambooth.mixing import TEXT, UNET, mix_parts, mute_notice
-from dreambooth.subject_style import SubjectStyle, check_site, tell
+from dreambooth.notices import tell
+from dreambooth.subject_style import SubjectStyle, check_site
 from mole_vl import Mixture
 from mole_vl.arms import Arm, pinned_arm, together
 from mole_vl.domain import Domain, gate_parameters

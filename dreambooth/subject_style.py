@@ -17,6 +17,7 @@ from dreambooth.data import check_picture, load_picture, picture_files
 from dreambooth.drawing import draw_encoded
 from dreambooth.grid import save_grid
 from dreambooth.mixing import TEXT, UNET, check_text, mix_parts, mute_notice, read_parts
+from dreambooth.notices import tell
 from dreambooth.prompts import Prompts
 from dreambooth.text_gates import Words, encode_gated
 from mole_vl import Expert, Mixture
@@ -295,12 +296,6 @@ class SubjectStyle(Domain):
             cells = [f"{sum(values[m]) / len(values[m]):.3f}" for m in measures]
             lines.append(f"| {name} | {' | '.join(cells)} |")
         return "\n".join(lines)
-
-
-def tell(text: str | None) -> None:
-    """Print a notice, once of all processes; None is none."""
-    if text is not None and PartialState().is_main_process:
-        print(text)
 
 
 def check_site(site: SiteKind) -> None:
