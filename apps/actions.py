@@ -16,7 +16,7 @@ from apps.session import Session, Sessions
 from apps.shelf import Shelf
 from apps.stopping import Stopped, reports
 from apps.studio import Studio
-from apps.training import Lesson, Point, Trainer
+from apps.training import Lesson, Point, Trainer, one_file
 from apps.uploads import find_lora, take_gates, take_lora, uploaded
 from apps.words import caption_of, prompt_of
 
@@ -192,8 +192,7 @@ class Actions:
                 samples = [str(file) for file in point.samples] or _KEEP
                 file = _KEEP
                 if point.gates is not None:
-                    found = next(iter(sorted(point.gates.glob("*.safetensors"))))
-                    file = gr.update(value=str(found), interactive=True)
+                    file = gr.update(value=str(one_file(point.gates)), interactive=True)
                 curve = loss_curve(terms, lesson.steps) or _KEEP
                 yield [_training_said(point, lesson.steps), curve, samples, file]
         except Stopped:

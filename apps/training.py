@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -218,7 +219,16 @@ class Trainer:
             resolution=own.resolution,
             loss=own.loss,
             steps=own.steps,
+            text_encoder=own.text_encoder,
         )
+
+
+def one_file(gates: Path) -> Path:
+    """The only gate file of a folder; several, one for each network, in a zip."""
+    files = sorted(gates.glob("*.safetensors"))
+    if len(files) == 1:
+        return files[0]
+    return Path(shutil.make_archive(str(gates), "zip", root_dir=gates))
 
 
 def _samples(domain: SubjectStyle, session: Session) -> list[Path]:

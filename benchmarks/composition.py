@@ -28,12 +28,12 @@ import torch
 from torch import Tensor
 
 from dreambooth.adapter import blocks, positive_rows
-from dreambooth.base import Base
 from dreambooth.clip import Clip
 from dreambooth.clip_task import DRAWN
+from dreambooth.drawing import draw_encoded
 from dreambooth.grid import save_grid
 from dreambooth.pairs import Pair, Pairs
-from dreambooth.sampling import Branches, one_branch, sample, schedule
+from dreambooth.sampling import Branches, one_branch
 from dreambooth.subject_style import SubjectStyle
 from dreambooth.world.candidates import write_candidates
 from dreambooth.world.compositions import Composition, compositions
@@ -207,21 +207,17 @@ def trained(
     return domain, mixtures["unet"]
 
 
-@torch.no_grad()
 def drawn(domain: SubjectStyle, branches: Branches, noises: int) -> Tensor:
     """Pictures of a pair, one from each noise."""
-    base: Base = domain.base
-    shape = base.latent_shape(domain.resolution)
-    noise = torch.stack(
-        [
-            torch.randn(shape, generator=torch.Generator().manual_seed(mix_seed(0, i, 0, DRAWN)))
-            for i in range(noises)
-        ]
+    return draw_encoded(
+        domain.base,
+        domain.states.repeat_interleave(noises),
+        [mix_seed(0, index, 0, DRAWN) for index in range(noises)],
+        domain.resolution,
+        domain.steps,
+        domain.loss.guidance,
+        branches,
     )
-    states = domain.states.repeat_interleave(noises, 0)
-    scheduler = schedule(base, domain.steps)
-    latents = sample(base, noise, states, scheduler, domain.loss.guidance, branches=branches)
-    return base.decode(latents).clamp(-1, 1)
 
 
 def units_of(

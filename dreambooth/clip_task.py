@@ -14,6 +14,7 @@ from dreambooth.data import Jitter
 from dreambooth.goals import Goals, away, directional
 from dreambooth.prompts import Prompts, side_by_side
 from dreambooth.sampling import guided, sample, schedule, walk
+from dreambooth.text_gates import Unencoded, encode_gated
 from mole_vl import Mixture
 from mole_vl.faults import at_least, refuse
 from mole_vl.losses import balance
@@ -97,21 +98,22 @@ class Scene:
     """A prompt, and what a picture of it should show.
 
     Args:
-        states: The encoded negative and positive prompt.
+        states: The encoded negative and positive prompt; their words, where the text encoder's
+            gates learn too.
         goals: Where CLIP should see the pictures.
         shown: The experts' own pictures, (n, 3, h, w) in [-1, 1].
         filled: The places of the experts in the mixture's slots; None for gates without slots.
     """
 
-    states: Prompts
+    states: Prompts | Unencoded
     goals: Goals
     shown: Tensor
     filled: tuple[int, ...] | None = None
 
     def to(self, device: torch.device) -> "Scene":
         """The same on a device."""
-        own, shown = self.goals.to(device), self.shown.to(device)
-        return Scene(self.states.to(device), own, shown, self.filled)
+        states = self.states.to(device) if isinstance(self.states, Prompts) else self.states
+        return Scene(states, self.goals.to(device), self.shown.to(device), self.filled)
 
 
 @dataclass(frozen=True)
@@ -123,7 +125,12 @@ class _Batch:
 
     def states(self) -> Prompts:
         """Encoded prompts of guidance, [negative; positive], 2 rows of them."""
-        return side_by_side([scene.states for scene in self.scenes])
+        encoded = (scene.states for scene in self.scenes)
+        return side_by_side([states for states in encoded if isinstance(states, Prompts)])
+
+    def unencoded(self) -> list[Unencoded]:
+        """The prompts of each row that are encoded anew at every loss."""
+        return [scene.states for scene in self.scenes if isinstance(scene.states, Unencoded)]
 
     def goals(self, views: int) -> Goals:
         """Each row's goals, once a view, (rows * views, ...)."""
@@ -151,6 +158,7 @@ class ClipTask:
         loss: How pictures are drawn and judged.
         parameters: What is trained, by name.
         balance_weight: Factor of the balance loss; at 0 there is no such term.
+        text: The text encoder's mixture, where its gates learn too.
     """
 
     def __init__(
@@ -164,8 +172,10 @@ class ClipTask:
         *,
         parameters: Mapping[str, nn.Parameter],
         balance_weight: float = 0.0,
+        text: Mixture | None = None,
     ) -> None:
         self._base = base
+        self._text = text
         self._mixture = mixture
         self._scenes = scenes
         self._shape = base.latent_shape(resolution)
@@ -194,7 +204,7 @@ class ClipTask:
         chance = torch.Generator().manual_seed(mix_seed(rows[0].seed, rows[0].step))
         upto = int(torch.randint(low, high + 1, (), generator=chance))
         scenes = [self._scenes[row.pick(len(self._scenes))] for row in rows]
-        return _Batch(torch.stack(noise).to(scenes[0].states.device), upto, rows, scenes)
+        return _Batch(torch.stack(noise).to(scenes[0].goals.caption.device), upto, rows, scenes)
 
     def units(self, batch: _Batch) -> int:
         """Pictures."""
@@ -202,20 +212,38 @@ class ClipTask:
 
     def losses(self, batch: _Batch) -> Mapping[str, Term]:
         """The terms of the loss that have a weight, and `balance`."""
+        states, said = self._encoded(batch)
         records: list[Record] = []
         terms = {}
         if self._loss.judges:
-            terms |= self._judged(batch, records)
+            terms |= self._judged(batch, states, records)
         if self._loss.denoise:
-            terms["denoise"] = Term(self._denoised(batch, records), self._loss.denoise)
+            terms["denoise"] = Term(self._denoised(batch, states, records), self._loss.denoise)
         if self._balance_weight:
-            terms["balance"] = Term(balance(records), self._balance_weight, per_unit=False)
+            balanced = self._balance(records, said)
+            terms["balance"] = Term(balanced, self._balance_weight, per_unit=False)
         return terms
 
-    def _judged(self, batch: _Batch, records: list[Record]) -> dict[str, Term]:
+    def _encoded(self, batch: _Batch) -> tuple[Prompts, list[Record]]:
+        """Prompts of guidance, [negative; positive], and what a text encoder's gates said."""
+        if self._text is None:
+            return batch.states(), []
+        with self._text.record() as records:
+            return encode_gated(self._base, self._text, batch.unencoded()), records
+
+    def _balance(self, records: list[Record], said: list[Record]) -> Tensor:
+        """Over all gates; of each network for itself, where they do not weigh the same LoRAs."""
+        if self._text is None:
+            return balance(records)
+        if self._text.weighed == self._mixture.weighed:
+            # The text encoder's gates speak once for all the calls that the UNet's speak in.
+            return balance([*records, *said * (len(records) // len(self._mixture.sites))])
+        return balance(records) + balance(said)
+
+    def _judged(self, batch: _Batch, states: Prompts, records: list[Record]) -> dict[str, Term]:
         """The terms of the clean pictures that are predicted at the batch's step."""
         loss, goals = self._loss, batch.goals(self._loss.views)
-        pictures = self._predicted(batch, records)
+        pictures = self._predicted(batch, states, records)
         seen = self._clip.pictures(self._views(pictures, batch.rows))
         terms = {}
         if loss.text:
@@ -229,9 +257,9 @@ class ClipTask:
             terms["l2"] = Term(F.mse_loss(pictures / 2, shown / 2), loss.l2)
         return terms
 
-    def _predicted(self, batch: _Batch, records: list[Record]) -> Tensor:
+    def _predicted(self, batch: _Batch, states: Prompts, records: list[Record]) -> Tensor:
         """Clean pictures (rows, 3, h, w) in [-1, 1], with gradient through the last calls."""
-        loss, states = self._loss, batch.states()
+        loss = self._loss
         step = self._scheduler.timesteps[batch.upto]
         start = max(0, batch.upto + 1 - loss.through)
         how = (states, self._scheduler, loss.guidance)
@@ -245,7 +273,7 @@ class ClipTask:
         clean = self._base.noising.clean(latents, output, step.expand(len(latents)))
         return self._base.decode(clean).clamp(-1, 1)
 
-    def _denoised(self, batch: _Batch, records: list[Record]) -> Tensor:
+    def _denoised(self, batch: _Batch, states: Prompts, records: list[Record]) -> Tensor:
         """The mean squared error of what the UNet predicts of the experts' own pictures, noised."""
         noising = self._base.noising
         pictures, chances = zip(*map(self._shown, *batch.each()), strict=True)
@@ -254,7 +282,7 @@ class ClipTask:
         with torch.no_grad():
             latents = self._base.encode(torch.stack(pictures)).float()
         noisy = noising.add_noise(latents, batch.noise, steps)
-        positive = batch.states()[slice(len(latents), None)]
+        positive = states[slice(len(latents), None)]
         with self._mixture.condition(filled=batch.filled(1)), self._mixture.record() as found:
             predicted = self._base.predict(noisy, steps, positive)
         records += found

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from dreambooth.base import Base
-from dreambooth.sampling import sample, schedule
+from dreambooth.prompts import Prompts
+from dreambooth.sampling import Branches, one_branch, sample, schedule
 from mole_vl.faults import at_least, refuse
 
 
@@ -59,11 +60,39 @@ def draw(
 def _together(
     base: Base, prompts: Sequence[str], seeds: Sequence[int], resolution: int, config: DrawConfig
 ) -> Tensor:
-    shape = base.latent_shape(resolution)
-    noise = torch.stack(
-        [torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
-    )
     both = base.encode_prompts([config.negative] * len(prompts) + list(prompts))
-    scheduler = schedule(base, config.steps)
-    latents = sample(base, noise.to(base.unet.device), both, scheduler, config.guidance)
+    return draw_encoded(base, both, seeds, resolution, config.steps, config.guidance)
+
+
+@torch.no_grad()
+def draw_encoded(
+    base: Base,
+    states: Prompts,
+    seeds: Sequence[int],
+    resolution: int,
+    steps: int,
+    guidance: float,
+    branches: Branches = one_branch,
+) -> Tensor:
+    """Pictures (n, 3, R, R) in [-1, 1] of encoded prompts, all drawn together.
+
+    Args:
+        base: Its network may carry LoRAs, or be mixed.
+        states: Encoded prompts of guidance, [negative; positive], 2n of them.
+        seeds: Each picture's, of its noise.
+        resolution: R.
+        steps: Sampler steps.
+        guidance: Strength of guidance.
+        branches: As of `dreambooth.sampling.walk`.
+    """
+    shape, device = base.latent_shape(resolution), base.unet.device
+    noise = [torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
+    latents = sample(
+        base,
+        torch.stack(noise).to(device),
+        states.to(device),
+        schedule(base, steps),
+        guidance,
+        branches=branches,
+    )
     return base.decode(latents).float().clamp(-1, 1)

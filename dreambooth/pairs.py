@@ -5,8 +5,8 @@ never saw.
 """
 
 import json
-from collections.abc import Mapping
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Collection, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -14,13 +14,15 @@ from typing import TypeVar
 from accelerate import PartialState
 from torch import Tensor
 
-from dreambooth.adapter import blocks
 from dreambooth.clip_task import ClipLoss, ClipTask
 from dreambooth.grid import save_grid
+from dreambooth.mixing import TEXT, UNET, mix_parts, mute_notice
+from dreambooth.notices import tell
 from dreambooth.subject_style import SubjectStyle, check_site
-from mole_vl import Mixture, mix
+from mole_vl import Mixture
+from mole_vl.arms import Arm, pinned_arm, together
 from mole_vl.domain import Domain, gate_parameters
-from mole_vl.faults import refuse
+from mole_vl.faults import refuse, some
 from mole_vl.gates import GateSpec
 from mole_vl.sites import SiteKind
 from mole_vl.training import Task
@@ -61,6 +63,8 @@ class Pairs(Domain):
         judge: Another CLIP for the report; the one that trains if not given.
         drawn: Pictures of each pair and arm in the report.
         steps: Sampler steps of the report's pictures; those of the loss if not given.
+        text_encoder: Whether the LoRAs' parts of the text encoder are mixed too, with gates of
+            their own; of a slot, all LoRAs have that part or none.
     """
 
     def __init__(
@@ -77,6 +81,7 @@ class Pairs(Domain):
         judge: str | None = None,
         drawn: int = 4,
         steps: int | None = None,
+        text_encoder: bool = False,
     ) -> None:
         slots = [tuple(pair.experts) for pair in pairs]
         named = {Path(folder).name for pair in pairs for folder in pair.experts.values()}
@@ -114,36 +119,38 @@ class Pairs(Domain):
                 truth=pair.truth,
                 drawn=drawn,
                 steps=steps,
+                text_encoder=text_encoder,
             )
             for pair in pairs
         ]
 
     def mix(self, gate: GateSpec, site: SiteKind, after: int = 0) -> Mapping[str, Mixture]:
-        """Load base, experts, pictures and CLIP, and mix the UNet with the LoRAs of all pairs."""
+        """Load base, experts, pictures and CLIP, and mix the LoRAs of all pairs."""
         check_site(site)
         first = self.parts[0]
         first.load()
         for part in self.parts[1:]:
             part.load(first)
+        tell(mute_notice(name for part in self.parts for name in part.mute))
         experts = {expert.name: expert for part in self.parts for expert in part.experts}
-        names = list(experts)
-        unet = first.base.unet
-        self.mixture = mix(
-            unet,
-            list(experts.values()),
-            gate=gate,
-            site=site,
-            after=after,
-            blocks=blocks(unet),
-            slots={
-                slot: list(dict.fromkeys(part.experts[place].name for part in self.parts))
-                for place, slot in enumerate(self.slots)
-            },
-        )
+        slots = {
+            slot: list(dict.fromkeys(part.experts[place].name for part in self.parts))
+            for place, slot in enumerate(self.slots)
+        }
+        found, roles = {UNET: list(experts.values())}, {UNET: slots}
+        texts = {expert.name: expert for part in self.parts for expert in part.text_experts}
+        speaking = _speaking(slots, texts)
+        if speaking:
+            found[TEXT], roles[TEXT] = list(texts.values()), speaking
+        mixtures = mix_parts(first.base, found, gate, site, after, roles)
+        self.mixture, self.text = mixtures[UNET], mixtures.get(TEXT)
         for part in self.parts:
-            part.mixture = self.mixture
-            part.filled = tuple(names.index(expert.name) for expert in part.experts)
-        return {"unet": self.mixture}
+            part.mixture, part.text = self.mixture, self.text
+            names = [expert.name for expert in part.experts]
+            part.filled = _places(names, self.mixture)
+            if self.text is not None:
+                part.text_filled = _places([n for n in names if n in texts], self.text)
+        return mixtures
 
     def lesson(self) -> dict[str, object]:
         """What each pair's lesson is, and who plays which part."""
@@ -159,8 +166,9 @@ class Pairs(Domain):
             first.resolution,
             first.clip,
             first.loss,
-            parameters=gate_parameters({"unet": self.mixture}),
+            parameters=gate_parameters(first.mixtures),
             balance_weight=balance,
+            text=self.text,
         )
 
     def report(self, folder: Path) -> str:
@@ -182,16 +190,17 @@ class Pairs(Domain):
 
     def _drawings(self, part: SubjectStyle) -> dict[str, Tensor]:
         names = [expert.name for expert in part.experts]
-        contexts: dict[str, AbstractContextManager[object]] = {
-            "base": self.mixture.disabled(),
-            "sum": self.mixture.pinned(dict.fromkeys(names, 1.0)),
-            "NLA": self.mixture.pinned(dict.fromkeys(names, 1 / len(names))),
-            "gates": nullcontext(),
+        mixtures = list(part.mixtures.values())
+        arms: dict[str, Arm] = {
+            "base": lambda: together([mixture.disabled() for mixture in mixtures]),
+            "sum": pinned_arm(mixtures, dict.fromkeys(names, 1.0)),
+            "NLA": pinned_arm(mixtures, dict.fromkeys(names, 1 / len(names))),
+            "gates": nullcontext,
         }
         found = {}
-        for arm, context in contexts.items():
-            with context:
-                found[arm] = part.draw(part.drawn)
+        for name, arm in arms.items():
+            with arm():
+                found[name] = part.draw(part.drawn)
         return found
 
 
@@ -199,6 +208,29 @@ def _of(pair: Pair, given: Mapping[str, T]) -> dict[str, T]:
     """What is given for the LoRAs of one pair, by their names."""
     names = [Path(folder).name for folder in pair.experts.values()]
     return {name: given[name] for name in names}
+
+
+def _speaking(slots: Mapping[str, list[str]], texts: Collection[str]) -> dict[str, list[str]]:
+    """The slots whose LoRAs have a part of the text encoder.
+
+    Raises:
+        ValueError: Some LoRAs of a slot have it, and others lack it.
+    """
+    lacking = {slot: [name for name in names if name not in texts] for slot, names in slots.items()}
+    refuse(
+        "text_encoder",
+        [
+            f"in the slot {slot!r}, {some(lacking[slot])} has no part of the text encoder, and "
+            "others have: expected it of all its LoRAs, or of none"
+            for slot, names in slots.items()
+            if texts and 0 < len(lacking[slot]) < len(names)
+        ],
+    )
+    return {slot: names for slot, names in slots.items() if not lacking[slot]}
+
+
+def _places(names: Sequence[str], mixture: Mixture) -> tuple[int, ...]:
+    return tuple(mixture.names.index(name) for name in names)
 
 
 def table(found: Mapping[str, Mapping[str, Mapping[str, list[float]]]]) -> str:

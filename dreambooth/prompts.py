@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -82,6 +83,11 @@ class Reader:
         )
         return padded["input_ids"].to(self.encoder.device)
 
+    def real(self, prompts: Sequence[str]) -> Tensor:
+        """Positions that are no padding, (B, L) bool."""
+        end: Any = self.tokenizer.eos_token_id
+        return real_tokens(self.ids(prompts), end)
+
     def last(self, prompts: Sequence[str]) -> Tensor:
         """The last layer's states, normalised: what SD 1.x and 2.x read."""
         return self.encoder(self.ids(prompts)).last_hidden_state
@@ -90,6 +96,14 @@ class Reader:
         """The states before the last layer, and the projected summary, if any: SDXL's."""
         found = self.encoder(self.ids(prompts), output_hidden_states=True)
         return found.hidden_states[-2], getattr(found, "text_embeds", None)
+
+
+def real_tokens(ids: Tensor, end: int) -> Tensor:
+    """Positions up to the first end token of a row, (rows, positions) bool: the rest is padding.
+
+    Tokenizers of CLIP pad with the end token itself or with another; a row without end is all real.
+    """
+    return ((ids == end).long().cumsum(-1) - (ids == end).long()) == 0
 
 
 def read_by_two(first: Reader, second: Reader, prompts: Sequence[str]) -> Prompts:

@@ -9,15 +9,19 @@ import torch
 from accelerate import PartialState
 from torch import Tensor
 
-from dreambooth.adapter import blocks, positive_rows
+from dreambooth.adapter import fitted_to, positive_rows
 from dreambooth.base import Base
 from dreambooth.clip import Clip
 from dreambooth.clip_task import DRAWN, ClipLoss, ClipTask, Scene
 from dreambooth.data import check_picture, load_picture, picture_files
+from dreambooth.drawing import draw_encoded
 from dreambooth.goals import Goals, composed
 from dreambooth.grid import save_grid
-from dreambooth.sampling import sample, schedule
-from mole_vl import Mixture, mix, read_components
+from dreambooth.mixing import TEXT, UNET, check_text, mix_parts, mute_notice, read_parts
+from dreambooth.notices import tell
+from dreambooth.prompts import Prompts
+from dreambooth.text_gates import Unencoded, encode_gated
+from mole_vl import Expert, Mixture
 from mole_vl.arms import arms
 from mole_vl.domain import Domain, gate_parameters
 from mole_vl.faults import at_least, refuse
@@ -34,7 +38,8 @@ class SubjectStyle(Domain):
 
     Args:
         base: Stable Diffusion in diffusers' format: a folder, or a Hub id.
-        experts: LoRA folders, each with a `unet` folder in PEFT's format.
+        experts: LoRA folders, each with a `unet` folder in PEFT's format, and one `text_encoder`
+            if it has that part.
         prompt: What the base is told, with the LoRAs' trigger words.
         caption: The same in words that CLIP knows.
         pictures: Folder of each expert's own pictures, by the expert's name.
@@ -50,6 +55,8 @@ class SubjectStyle(Domain):
         truth: A picture of what the prompt should look like, for the report alone.
         drawn: Pictures of each arm in the report.
         steps: Sampler steps of the report's pictures; those of the loss if not given.
+        text_encoder: Whether the LoRAs' parts of the text encoder are mixed too, with gates of
+            their own (Stable Diffusion 1.x, 2.x).
     """
 
     def __init__(
@@ -69,6 +76,7 @@ class SubjectStyle(Domain):
         truth: Path | None = None,
         drawn: int = 4,
         steps: int | None = None,
+        text_encoder: bool = False,
     ) -> None:
         refuse(
             "SubjectStyle",
@@ -95,17 +103,28 @@ class SubjectStyle(Domain):
         self.truth_file = truth
         self.drawn = drawn
         self.steps = steps or loss.steps
-        # Places of the experts in the slots of a mixture that is shared with other prompts.
+        self.text_encoder = text_encoder
+        self.text: Mixture | None = None
+        # Places of the experts in the slots of mixtures that are shared with other prompts.
         self.filled: tuple[int, ...] | None = None
+        self.text_filled: tuple[int, ...] | None = None
 
     def mix(self, gate: GateSpec, site: SiteKind, after: int = 0) -> Mapping[str, Mixture]:
-        """Load base, experts, pictures and CLIP, and mix the UNet."""
+        """Load base, experts, pictures and CLIP, and mix the UNet, and the text encoder."""
         check_site(site)
         self.load()
-        unet = self.base.unet
-        found = blocks(unet)
-        self.mixture = mix(unet, self.experts, gate=gate, site=site, after=after, blocks=found)
-        return {"unet": self.mixture}
+        tell(mute_notice(self.mute))
+        experts = {UNET: self.experts}
+        if self.text_encoder:
+            experts[TEXT] = self.text_experts
+        mixtures = mix_parts(self.base, experts, gate, site, after)
+        self.mixture, self.text = mixtures[UNET], mixtures.get(TEXT)
+        return mixtures
+
+    @property
+    def mixtures(self) -> dict[str, Mixture]:
+        """The mixtures by component."""
+        return {UNET: self.mixture} | ({} if self.text is None else {TEXT: self.text})
 
     def load(self, other: "SubjectStyle | None" = None) -> None:
         """Load all that `mix` needs.
@@ -114,16 +133,8 @@ class SubjectStyle(Domain):
             other: One that is loaded, with the same base, CLIPs and ordinary pictures, to share
                 them.
         """
-        experts = []
-        for folder in self.expert_folders:
-            parts = read_components(folder)
-            if "unet" not in parts:
-                found = ", ".join(filter(None, parts)) or "the LoRA's files themselves"
-                raise ValueError(
-                    f"{folder} has no unet folder (found {found}): expected the LoRA of the UNet "
-                    f"in {folder / 'unet'}"
-                )
-            experts.append(parts["unet"])
+        loras = [read_parts(folder) for folder in self.expert_folders]
+        experts = [parts[UNET] for parts in loras]
         names = {expert.name for expert in experts}
         if set(self.picture_folders) != names:
             raise ValueError(
@@ -141,11 +152,26 @@ class SubjectStyle(Domain):
         else:
             self.base, self.clip, self.judge = other.base, other.clip, other.judge
         self.base.check_resolution(self.resolution)
+        self._take_text(loras)
         self.ordinary = self._loaded(self.ordinary_files) if other is None else other.ordinary
         self.experts = experts
         self.pictures = {name: self._loaded(files) for name, files in self.files.items()}
         with torch.no_grad():
-            self.states = self.base.encode_prompts([self.negative, self.prompt])
+            self._states = self.base.encode_prompts([self.negative, self.prompt])
+
+    def _take_text(self, loras: Sequence[Mapping[str, Expert]]) -> None:
+        """Take the LoRAs' parts of the text encoder, or note whose stay mute."""
+        encoder = self.base.text_encoder
+        self.text_experts: list[Expert] = []
+        self.mute: list[str] = []
+        if self.text_encoder:
+            check_text(loras, self.base)
+            self.text_experts = [
+                fitted_to(parts[TEXT], encoder) for parts in loras if TEXT in parts
+            ]
+        else:
+            encoders = self.base.text_encoders.keys()
+            self.mute = [parts[UNET].name for parts in loras if encoders & parts]
 
     def lesson(self) -> dict[str, object]:
         """The base, its prompts, the pictures and how they are judged."""
@@ -174,10 +200,24 @@ class SubjectStyle(Domain):
             words = clip.captions([self.words[name] for name in self.pictures])
         return Goals(caption, centre, composed(centre, own), own, words)
 
+    @property
+    def unencoded(self) -> Unencoded:
+        """The prompts for a text encoder that is mixed."""
+        return Unencoded(self.negative, self.prompt, self.text_filled)
+
+    @property
+    @torch.no_grad()
+    def states(self) -> Prompts:
+        """The encoded negative and positive prompt, under the contexts in force."""
+        if self.text is None:
+            return self._states
+        return encode_gated(self.base, self.text, [self.unencoded])
+
     def scene(self) -> Scene:
         """The prompt and its goals, as the CLIP that trains sees them."""
+        states = self._states if self.text is None else self.unencoded
         shown = torch.cat(list(self.pictures.values()))
-        return Scene(self.states, self.goals(self.clip), shown, self.filled)
+        return Scene(states, self.goals(self.clip), shown, self.filled)
 
     def task(self, balance: float) -> Task:
         """The CLIP loss on predicted clean pictures."""
@@ -188,8 +228,9 @@ class SubjectStyle(Domain):
             self.resolution,
             self.clip,
             self.loss,
-            parameters=gate_parameters({"unet": self.mixture}),
+            parameters=gate_parameters(self.mixtures),
             balance_weight=balance,
+            text=self.text,
         )
 
     @torch.no_grad()
@@ -199,27 +240,28 @@ class SubjectStyle(Domain):
         Picture i starts from the noise of (seed, i), whatever the arm and the number drawn; no
         step of a training starts from it.
         """
-        scheduler = schedule(self.base, self.steps)
-        device = self.base.unet.device
-        shape = self.base.latent_shape(self.resolution)
+        device, states = self.base.unet.device, self.states
         found = []
         for start in range(0, pictures, _DRAWN_AT_ONCE):
             rows = range(start, min(pictures, start + _DRAWN_AT_ONCE))
-            noise = [_noise(shape, mix_seed(seed, row, 0, DRAWN)) for row in rows]
-            states = self.states.to(device).repeat_interleave(len(rows), 0)
             source = positive_rows(len(rows), device)
             filled = None if self.filled is None else torch.tensor([self.filled] * len(source))
             with self.mixture.condition(source=source, filled=filled):
-                latents = sample(
-                    self.base, torch.stack(noise).to(device), states, scheduler, self.loss.guidance
+                drawn = draw_encoded(
+                    self.base,
+                    states.repeat_interleave(len(rows)),
+                    [mix_seed(seed, row, 0, DRAWN) for row in rows],
+                    self.resolution,
+                    self.steps,
+                    self.loss.guidance,
                 )
-            found.append(self.base.decode(latents).clamp(-1, 1))
+            found.append(drawn)
         return torch.cat(found)
 
     def drawings(self, seed: int = 0) -> dict[str, Tensor]:
         """The report's pictures by arm, all from the same noise."""
         found = {}
-        for name, arm in arms([self.mixture]).items():
+        for name, arm in arms(list(self.mixtures.values())).items():
             with arm():
                 found[name] = self.draw(self.drawn, seed)
         return found
@@ -289,7 +331,3 @@ def _words_fault(
         f"words is given for {', '.join(sorted(words))}, expected the names that pictures has: "
         f"{', '.join(sorted(pictures))}"
     )
-
-
-def _noise(shape: tuple[int, int, int], seed: int) -> Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))

@@ -27,6 +27,7 @@ from dreambooth.data import Example, read_examples
 from dreambooth.denoise import DenoiseTask, Prior
 from dreambooth.identifiers import notice, split_identifiers
 from dreambooth.lora_files import write_lora
+from dreambooth.notices import tell
 from dreambooth.samples import sampling_watch
 from dreambooth.subjects import expand
 from mole_vl import Expert, write_peft
@@ -126,7 +127,7 @@ def main(config: CandidatesConfig) -> None:
         return
     for candidate in missing:
         result = train_candidate(base, examples[candidate.name], candidate, config)
-        _say(
+        tell(
             f"{config.output / candidate.name}: {len(examples[candidate.name])} examples, "
             f"{result.step} steps, {result.seconds:.0f} s"
         )
@@ -149,17 +150,10 @@ def _check(
 def _introduce(
     base: Base, candidate: CandidateConfig, examples: Sequence[Example], config: CandidatesConfig
 ) -> None:
-    _say(cost(base, candidate, examples, config))
+    tell(cost(base, candidate, examples, config))
     plain = candidate.prior.prompt if candidate.prior is not None else None
     captions = (example.text for example in examples)
-    told = notice(candidate.name, split_identifiers(base.tokenizer, captions, plain))
-    if told is not None:
-        _say(told)
-
-
-def _say(text: str) -> None:
-    if PartialState().is_main_process:
-        print(text)
+    tell(notice(candidate.name, split_identifiers(base.tokenizer, captions, plain)))
 
 
 if __name__ == "__main__":

@@ -78,8 +78,7 @@ class Mixture(nn.Module):
             members = [layers[path] for path in site.matrices]
             readers[site.name] = tuple(m for m in members if m.in_features == site.width)
             own = spec if site.entry is not None else spec.blind()
-            weighed = self.names if slots is None else slots.names
-            gate = own.build(weighed, site, readers[site.name])
+            gate = own.build(self.weighed, site, readers[site.name])
             gates[site.name] = gate.to(members[0].a.device)
         # A ModuleDict key must hold no dots (a module's path holds no slash), and be no method.
         self.gates = nn.ModuleDict({f"at {name}".replace(".", "/"): g for name, g in gates.items()})
@@ -253,6 +252,11 @@ class Mixture(nn.Module):
         return next(iter(self.layers.values())).a.device
 
     # The model
+
+    @property
+    def weighed(self) -> tuple[str, ...]:
+        """What the gates weigh: the experts, or the slots."""
+        return self.names if self.slots is None else self.slots.names
 
     @property
     def model(self) -> nn.Module:

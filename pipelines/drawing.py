@@ -8,11 +8,12 @@ import torch
 from torch import Tensor, nn
 
 from dreambooth.adapter import positive_rows
+from dreambooth.prompts import real_tokens
 from mole_vl import Mixture
 from mole_vl.faults import refuse
 from pipelines.forwards import around_forwards
 from pipelines.options import Options
-from pipelines.parts import PARTS, real_tokens
+from pipelines.parts import PARTS
 from pipelines.schedules import FIRST, Step, at
 from pipelines.weights import (
     check_known,

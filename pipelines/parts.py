@@ -4,8 +4,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from torch import Tensor
-
 from dreambooth.lora_files import read_lora
 from mole_vl import Expert
 
@@ -52,14 +50,6 @@ def read_experts(
             )
         found[name] = {part: _called(name, expert) for part, expert in parts.items()}
     return found
-
-
-def real_tokens(ids: Tensor, end: int) -> Tensor:
-    """Positions up to the first end token of a row, (rows, positions) bool: the rest is padding.
-
-    Tokenizers of CLIP pad with the end token itself or with another; a row without end is all real.
-    """
-    return ((ids == end).long().cumsum(-1) - (ids == end).long()) == 0
 
 
 def _called(name: str, expert: Expert) -> Expert:

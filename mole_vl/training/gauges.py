@@ -62,14 +62,9 @@ class Gauged:
             f"{GAUGE}/{component}/{site}/{name}": Term(value, weight=0.0)
             for component, records in told.items()
             for site, weights in site_means(records).items()
-            for name, value in zip(weighed(self.mixtures[component]), weights, strict=True)
+            for name, value in zip(self.mixtures[component].weighed, weights, strict=True)
         }
         return {**terms, **measures}
-
-
-def weighed(mixture: Mixture) -> tuple[str, ...]:
-    """What a mixture's gates weigh: its experts, or its slots."""
-    return mixture.names if mixture.slots is None else mixture.slots.names
 
 
 def draw_gates(log: Path, mixtures: Mapping[str, Mixture], folder: Path) -> None:
@@ -87,11 +82,11 @@ def draw_gates(log: Path, mixtures: Mapping[str, Mixture], folder: Path) -> None
         sites = [
             name
             for name in mixture.sites
-            if told and f"{at}/{name}/{weighed(mixture)[0]}" in told[0]
+            if told and f"{at}/{name}/{mixture.weighed[0]}" in told[0]
         ]
         weights = {
             name: [[line[f"{at}/{site}/{name}"] for line in told] for site in sites]
-            for name in weighed(mixture)
+            for name in mixture.weighed
         }
         if sites:
             axis = f"steps {told[0]['step']} to {told[-1]['step']}"

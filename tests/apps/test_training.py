@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from shutil import unpack_archive
 
 import pytest
 import torch
@@ -9,11 +10,13 @@ from safetensors.torch import load_file
 
 from apps.drawing import Wish, side_by_side
 from apps.stopping import Stopped
-from apps.training import Lesson
+from apps.training import Lesson, one_file
+from dreambooth.base import Base
 from dreambooth.subject_style import SubjectStyle
 from mole_vl.domain import prepare
 from mole_vl.training import fit
 from tests.apps.toys import PROMPT
+from tests.dreambooth.texts import write_text_parts
 
 LESSON = Lesson(prompt=PROMPT, caption="an owl in ink style", steps=3, rows=2, rate=0.1, every=2)
 
@@ -90,6 +93,25 @@ def test_the_side_by_side_draws_with_them(page):
     side_by_side(page.studio, page.session, page.loras, Wish(prompt=PROMPT, steps=2), looks.append)
     assert looks[-1].weights["unet"].weights.std() > 0.01
     assert page.session.drawn.gates == page.session.gates_of(frozenset({"owl", "ink"}))
+
+
+def test_a_preset_for_both_networks_trains_both_and_both_draw(page, tmp_path):
+    whole = trained(page)[-1].gates
+    assert one_file(whole) == whole / "unet.safetensors"
+    write_text_parts(Base.load(page.studio.base), page.loras[0].folder.parent)
+    page.trainer.preset.domain.text_encoder = True
+    gates = trained(page, replace(LESSON, rate=2.0))[-1].gates
+    unpack_archive(one_file(gates), tmp_path / "unpacked")
+    names = {"unet.safetensors", "text_encoder.safetensors"}
+    assert {file.name for file in (tmp_path / "unpacked").iterdir()} == names
+    looks = []
+    side_by_side(page.studio, page.session, page.loras, Wish(prompt=PROMPT, steps=2), looks.append)
+    drawn = looks[-1].weights
+    assert drawn.keys() == {"unet", "text_encoder"}
+    for part, found in drawn.items():
+        logits = load_file(gates / f"{part}.safetensors").values()
+        expected = 2 * torch.sigmoid(torch.stack(list(logits)))
+        torch.testing.assert_close(found.weights.mean(1).sort(0)[0], expected.sort(0)[0])
 
 
 def test_what_is_missing_is_said_before_anything_is_loaded(page):
