@@ -218,6 +218,7 @@ class Trainer:
             resolution=own.resolution,
             loss=own.loss,
             steps=own.steps,
+            conditioning=own.conditioning,
         )
 
 

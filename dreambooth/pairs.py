@@ -5,7 +5,7 @@ never saw.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +15,7 @@ from torch import Tensor
 
 from dreambooth.adapter import blocks
 from dreambooth.clip_task import ClipLoss, ClipTask
+from dreambooth.conditioning import Told, unet_features
 from dreambooth.grid import save_grid
 from dreambooth.subject_style import SubjectStyle, check_site
 from mole_vl import Mixture, mix
@@ -57,6 +58,7 @@ class Pairs(Domain):
         judge: Another CLIP for the report; the one that trains if not given.
         drawn: Pictures of each pair and arm in the report.
         steps: Sampler steps of the report's pictures; those of the loss if not given.
+        conditioning: What the UNet is told and its gates read too: `time`, `prompt`, or both.
     """
 
     def __init__(
@@ -72,6 +74,7 @@ class Pairs(Domain):
         judge: str | None = None,
         drawn: int = 4,
         steps: int | None = None,
+        conditioning: Sequence[Told] = (),
     ) -> None:
         slots = [tuple(pair.experts) for pair in pairs]
         named = {Path(folder).name for pair in pairs for folder in pair.experts.values()}
@@ -106,6 +109,7 @@ class Pairs(Domain):
                 truth=pair.truth,
                 drawn=drawn,
                 steps=steps,
+                conditioning=conditioning,
             )
             for pair in pairs
         ]
@@ -131,6 +135,7 @@ class Pairs(Domain):
                 slot: list(dict.fromkeys(part.experts[place].name for part in self.parts))
                 for place, slot in enumerate(self.slots)
             },
+            features=unet_features(unet, first.conditioning, first.base.noising.steps),
         )
         for part in self.parts:
             part.mixture = self.mixture

@@ -13,6 +13,7 @@ from dreambooth.adapter import blocks, positive_rows
 from dreambooth.base import Base
 from dreambooth.clip import Clip, composed
 from dreambooth.clip_task import DRAWN, ClipLoss, ClipTask, Goals, Scene
+from dreambooth.conditioning import Told, told_faults, unet_features
 from dreambooth.data import check_picture, load_picture, picture_files
 from dreambooth.grid import save_grid
 from dreambooth.sampling import sample, schedule
@@ -47,6 +48,7 @@ class SubjectStyle(Domain):
         truth: A picture of what the prompt should look like, for the report alone.
         drawn: Pictures of each arm in the report.
         steps: Sampler steps of the report's pictures; those of the loss if not given.
+        conditioning: What the UNet is told and its gates read too: `time`, `prompt`, or both.
     """
 
     def __init__(
@@ -65,6 +67,7 @@ class SubjectStyle(Domain):
         truth: Path | None = None,
         drawn: int = 4,
         steps: int | None = None,
+        conditioning: Sequence[Told] = (),
     ) -> None:
         refuse(
             "SubjectStyle",
@@ -73,6 +76,7 @@ class SubjectStyle(Domain):
                 at_least("resolution", resolution, 1),
                 at_least("drawn", drawn, 1),
                 at_least("steps", steps, 1),
+                *told_faults(conditioning),
             ],
         )
         self.base_name = base
@@ -89,6 +93,7 @@ class SubjectStyle(Domain):
         self.truth_file = truth
         self.drawn = drawn
         self.steps = steps or loss.steps
+        self.conditioning = tuple(conditioning)
         # Places of the experts in the slots of a mixture that is shared with other prompts.
         self.filled: tuple[int, ...] | None = None
 
@@ -98,7 +103,10 @@ class SubjectStyle(Domain):
         self.load()
         unet = self.base.unet
         found = blocks(unet)
-        self.mixture = mix(unet, self.experts, gate=gate, site=site, after=after, blocks=found)
+        told = unet_features(unet, self.conditioning, self.base.noising.steps)
+        self.mixture = mix(
+            unet, self.experts, gate=gate, site=site, after=after, blocks=found, features=told
+        )
         return {"unet": self.mixture}
 
     def load(self, other: "SubjectStyle | None" = None) -> None:
