@@ -1,6 +1,8 @@
 """A UNet's gates are told the time step and the prompt, by the UNet's own arguments."""
 
+import copy
 import math
+import pickle
 
 import pytest
 import torch
@@ -65,6 +67,7 @@ def test_features_are_read_however_the_unet_is_called(words):
     torch.testing.assert_close(features((), by_name), expected(30, 700), atol=1e-5, rtol=1e-5)
     with pytest.raises(TypeError, match="missing a required argument: 'timestep'"):
         features((x,), {})
+    assert pickle.loads(pickle.dumps(features)) == copy.deepcopy(features) == features
 
 
 def test_positions_that_the_unet_is_told_to_pass_over_do_not_count():
