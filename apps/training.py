@@ -220,6 +220,7 @@ class Trainer:
             loss=own.loss,
             steps=own.steps,
             text_encoder=own.text_encoder,
+            conditioning=own.conditioning,
         )
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from dreambooth.adapter import blocks
 from dreambooth.base import Base
+from dreambooth.conditioning import Told, unet_features
 from mole_vl import Expert, Mixture, mix, read_components
 from mole_vl.faults import some
 from mole_vl.gates import GateSpec
@@ -63,6 +64,7 @@ def mix_parts(
     gate: GateSpec,
     site: SiteKind,
     after: int,
+    conditioning: Sequence[Told] = (),
     slots: Mapping[str, Mapping[str, Sequence[str]]] | None = None,
 ) -> dict[str, Mixture]:
     """Mix a base's networks, each with gates of its own of the same kind.
@@ -73,9 +75,11 @@ def mix_parts(
         gate: As for `mole_vl.mix`.
         site: As for `mole_vl.mix`; a text encoder's blocks are its layers.
         after: As for `mole_vl.mix`.
+        conditioning: What the UNet's gates read of what it is told.
         slots: Of each component, as for `mole_vl.mix`.
     """
     networks = {UNET: base.unet, TEXT: base.text_encoder}
+    told = {UNET: unet_features(base.unet, conditioning, base.noising.steps)}
     return {
         part: mix(
             networks[part],
@@ -85,6 +89,7 @@ def mix_parts(
             after=after,
             blocks=blocks(networks[part]),
             slots=None if slots is None else slots[part],
+            features=told.get(part),
         )
         for part, found in experts.items()
     }

@@ -15,6 +15,7 @@ from accelerate import PartialState
 from torch import Tensor
 
 from dreambooth.clip_task import ClipLoss, ClipTask
+from dreambooth.conditioning import Told
 from dreambooth.grid import save_grid
 from dreambooth.mixing import TEXT, UNET, mix_parts, mute_notice
 from dreambooth.notices import tell
@@ -65,6 +66,7 @@ class Pairs(Domain):
         steps: Sampler steps of the report's pictures; those of the loss if not given.
         text_encoder: Whether the LoRAs' parts of the text encoder are mixed too, with gates of
             their own; of a slot, all LoRAs have that part or none.
+        conditioning: What the UNet is told and its gates read too: `time`, `prompt`, or both.
     """
 
     def __init__(
@@ -82,6 +84,7 @@ class Pairs(Domain):
         drawn: int = 4,
         steps: int | None = None,
         text_encoder: bool = False,
+        conditioning: Sequence[Told] = (),
     ) -> None:
         slots = [tuple(pair.experts) for pair in pairs]
         named = {Path(folder).name for pair in pairs for folder in pair.experts.values()}
@@ -120,6 +123,7 @@ class Pairs(Domain):
                 drawn=drawn,
                 steps=steps,
                 text_encoder=text_encoder,
+                conditioning=conditioning,
             )
             for pair in pairs
         ]
@@ -142,7 +146,7 @@ class Pairs(Domain):
         speaking = _speaking(slots, texts)
         if speaking:
             found[TEXT], roles[TEXT] = list(texts.values()), speaking
-        mixtures = mix_parts(first.base, found, gate, site, after, roles)
+        mixtures = mix_parts(first.base, found, gate, site, after, first.conditioning, roles)
         self.mixture, self.text = mixtures[UNET], mixtures.get(TEXT)
         for part in self.parts:
             part.mixture, part.text = self.mixture, self.text

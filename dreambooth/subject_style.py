@@ -13,6 +13,7 @@ from dreambooth.adapter import fitted_to, positive_rows
 from dreambooth.base import Base
 from dreambooth.clip import Clip
 from dreambooth.clip_task import DRAWN, ClipLoss, ClipTask, Scene
+from dreambooth.conditioning import Told, told_faults
 from dreambooth.data import check_picture, load_picture, picture_files
 from dreambooth.drawing import draw_encoded
 from dreambooth.goals import Goals, composed
@@ -57,6 +58,7 @@ class SubjectStyle(Domain):
         steps: Sampler steps of the report's pictures; those of the loss if not given.
         text_encoder: Whether the LoRAs' parts of the text encoder are mixed too, with gates of
             their own (Stable Diffusion 1.x, 2.x).
+        conditioning: What the UNet is told and its gates read too: `time`, `prompt`, or both.
     """
 
     def __init__(
@@ -77,6 +79,7 @@ class SubjectStyle(Domain):
         drawn: int = 4,
         steps: int | None = None,
         text_encoder: bool = False,
+        conditioning: Sequence[Told] = (),
     ) -> None:
         refuse(
             "SubjectStyle",
@@ -86,6 +89,7 @@ class SubjectStyle(Domain):
                 at_least("resolution", resolution, 1),
                 at_least("drawn", drawn, 1),
                 at_least("steps", steps, 1),
+                *told_faults(conditioning),
             ],
         )
         self.base_name = base
@@ -104,6 +108,7 @@ class SubjectStyle(Domain):
         self.drawn = drawn
         self.steps = steps or loss.steps
         self.text_encoder = text_encoder
+        self.conditioning = tuple(conditioning)
         self.text: Mixture | None = None
         # Places of the experts in the slots of mixtures that are shared with other prompts.
         self.filled: tuple[int, ...] | None = None
@@ -117,7 +122,7 @@ class SubjectStyle(Domain):
         experts = {UNET: self.experts}
         if self.text_encoder:
             experts[TEXT] = self.text_experts
-        mixtures = mix_parts(self.base, experts, gate, site, after)
+        mixtures = mix_parts(self.base, experts, gate, site, after, self.conditioning)
         self.mixture, self.text = mixtures[UNET], mixtures.get(TEXT)
         return mixtures
 

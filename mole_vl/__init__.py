@@ -2,6 +2,7 @@
 
 from mole_vl.build import mix as mix
 from mole_vl.experts import Expert as Expert, Factors as Factors
+from mole_vl.features import Features as Features
 from mole_vl.gate_file import (
     mix_from as mix_from,
     read_gates as read_gates,

@@ -5,7 +5,8 @@ from collections.abc import Mapping, Sequence
 from torch import nn
 
 from mole_vl.experts import Expert, check_fit, check_names
-from mole_vl.faults import instance_of, refuse
+from mole_vl.faults import at_least, instance_of, refuse
+from mole_vl.features import Features
 from mole_vl.gates import GateSpec
 from mole_vl.layers import layer_shapes
 from mole_vl.mixture import ATTRIBUTE, Mixture
@@ -22,6 +23,7 @@ def mix(
     after: int = 0,
     blocks: Mapping[str, int] | None = None,
     slots: Mapping[str, Sequence[str]] | None = None,
+    features: Features | None = None,
 ) -> Mixture:
     """Mix experts into a model, in place: its base is frozen, its layers get their experts.
 
@@ -38,19 +40,23 @@ def mix(
         slots: The names of the experts that may fill each slot, by the slot's name, for gates that
             weigh slots: every row says who fills its own (`Mixture.condition`). Their file names
             slots, so that `mix_from` takes any expert under a slot's name.
+        features: What the model itself is told at each forward and all gates read beside their
+            sites' input, starting at zero (`dreambooth.conditioning`).
 
     Returns:
         The handle, also found as `model.mixture`. Nothing of the model has changed on an error.
 
     Raises:
         ValueError: Experts that share a name or do not fit the model, a gate that is no
-            specification; sites that need blocks.
+            specification; sites that need blocks; features for gates that read none.
         RuntimeError: The model is mixed already.
     """
     if hasattr(model, ATTRIBUTE):
         raise RuntimeError("this model is mixed already: call model.mixture.unmix() first")
     check_names(experts)
     refuse("mix", [instance_of("gate", gate, GateSpec)])
+    if features is not None:
+        refuse("mix", _faults_with(features, gate, site))
     shapes = layer_shapes(model)
     check_fit(experts, shapes)
     paths = {
@@ -60,7 +66,25 @@ def mix(
     }
     widths = {path: shapes[path][1] for path in paths}
     layout = find_sites(site, model, widths, blocks or {}, after)
+    if features is not None:
+        layout = layout.conditioned(features.width)
     roles = None if slots is None else Slots.of(slots, [expert.name for expert in experts])
-    mixture = Mixture(experts, gate, layout, paths, roles)
+    mixture = Mixture(experts, gate, layout, paths, roles, features)
     mixture.wire(model)
     return mixture
+
+
+def _faults_with(features: Features, gate: GateSpec, site: SiteKind) -> list[str | None]:
+    constant = (
+        f"features {features.name!r} are given, and the gate {type(gate).__name__} reads none: "
+        "leave them out, or use a gate that learns, such as MoLE()"
+    )
+    held = (
+        f"features {features.name!r} change with every forward, and site 'preview' finds weights "
+        "before the forwards that they serve: leave them out, or use another site"
+    )
+    return [
+        at_least("features.width", features.width, 1),
+        None if gate.takes_features else constant,
+        held if site == "preview" else None,
+    ]

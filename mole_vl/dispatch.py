@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from mole_vl.features import Features, read_features
 from mole_vl.gates import Gate, GateInput, GateOutput
 from mole_vl.layers import MixtureLayer
 from mole_vl.passes import EVERYWHERE, Conditions, Pass, Passes, Record, replaying
@@ -61,6 +62,7 @@ class Dispatch:
         reads_input: Whether the gates look at their site's input, where it has one to read.
         experts: How many experts there are.
         slots: What the gates weigh; None for the experts themselves.
+        features: What the model itself is told and the gates read; None for nothing.
     """
 
     def __init__(
@@ -71,10 +73,12 @@ class Dispatch:
         reads_input: bool,
         experts: int,
         slots: Slots | None = None,
+        features: Features | None = None,
     ) -> None:
         self.gates = gates
         self.experts = experts
         self.slots = slots
+        self.features = features
         self.readers = readers
         self.sites = {site.name: site for site in layout.sites}
         self.reading = {
@@ -104,7 +108,7 @@ class Dispatch:
     def attach(self, model: nn.Module) -> list[RemovableHandle]:
         """Hook into a model; the handles undo it."""
         hooks = [
-            model.register_forward_pre_hook(self._begin),
+            model.register_forward_pre_hook(self._begin, with_kwargs=True),
             model.register_forward_hook(self._end, always_call=True),
         ]
         for name, path in self.reading.items():
@@ -202,7 +206,7 @@ class Dispatch:
                 "use_reentrant=False"
             )
 
-    def _begin(self, _model: nn.Module, _args: Any) -> None:
+    def _begin(self, _model: nn.Module, args: Any, kwargs: Mapping[str, Any]) -> None:
         if replaying():
             return
         self.lock.acquire()
@@ -211,10 +215,13 @@ class Dispatch:
             self.lock.release()
         told = replace(self.conditions, disabled=True) if self.silent else self.conditions
         opened = self.passes.open(told)
-        if not told.disabled and not told.preview:
-            for name in self.sites:
-                if self.previews or name not in self.reading:
-                    self._evaluate(name, None, opened)
+        if told.disabled or told.preview:
+            return
+        if self.features is not None and EVERYWHERE not in (told.pinned or {}):
+            opened.features = read_features(self.features, args, kwargs)
+        for name in self.sites:
+            if self.previews or name not in self.reading:
+                self._evaluate(name, None, opened)
 
     def _end(self, _model: nn.Module, _args: Any, output: Any) -> None:
         if self.passes.current is not None and not replaying():
@@ -276,17 +283,21 @@ class Dispatch:
             )
         if learns:
             self._check_gradient(f"site {name!r}")
-        return self._computed(name, x, told)
+        return self._computed(name, x, told, current.features)
 
     def _pinned(self, name: str, told: Conditions) -> Tensor | None:
         return None if told.pinned is None else told.pinned.get(name, told.pinned.get(EVERYWHERE))
 
-    def _computed(self, name: str, x: Tensor | None, told: Conditions) -> GateOutput:
+    def _computed(
+        self, name: str, x: Tensor | None, told: Conditions, features: Tensor | None = None
+    ) -> GateOutput:
         gate = self.gates[name]
+        # Constant weights take no product; others do it where the input, or the gate, is.
+        reads = x is not None or features is not None
+        device = (_device(gate) if x is None else x.device).type if reads else "cpu"
         # Scores are fp32: their products must not be taken in an autocast's lower precision.
-        device = "cpu" if x is None else x.device.type
         with torch.autocast(device, enabled=False):
-            output = self._gated(gate, name, x, told)
+            output = self._gated(gate, name, x, told, features)
         if self.slots is None:
             return output
         if told.filled is None:
@@ -297,19 +308,22 @@ class Dispatch:
         rows = output.weights.shape[0] if output.weights.dim() > 1 else len(told.filled)
         return self.slots.told(output, spread(told.filled, rows))
 
-    def _gated(self, gate: Gate, name: str, x: Tensor | None, told: Conditions) -> GateOutput:
+    def _gated(
+        self, gate: Gate, name: str, x: Tensor | None, told: Conditions, features: Tensor | None
+    ) -> GateOutput:
         # The model may have moved since it was told: offloading does that at every call.
         device = _device(gate) if x is None else x.device
         kept = None if told.kept is None else told.kept.to(device)
-        if x is None:
-            return gate(GateInput(None, None, kept), self.readers[name])
-        pool = told.real if told.pool is None else told.pool
-        pool = None if pool is None else spread(pool.to(device), x.shape[0])
-        if told.source is None:
-            return gate(GateInput(x, pool, kept), self.readers[name])
+        features = None if features is None else features.to(device)
+        pool = None if x is None else told.real if told.pool is None else told.pool
+        if x is not None:
+            pool = None if pool is None else spread(pool.to(device), x.shape[0])
+            features = None if features is None else spread(features, x.shape[0])
+        if told.source is None or (x is None and features is None):
+            return gate(GateInput(x, pool, kept, features), self.readers[name])
         rows, place = torch.unique(told.source.to(device), return_inverse=True)
-        given = GateInput(x[rows], None if pool is None else pool[rows], kept)
-        output = gate(given, self.readers[name])
+        x, pool, features = (None if t is None else t[rows] for t in (x, pool, features))
+        output = gate(GateInput(x, pool, kept, features), self.readers[name])
         experts = None if output.experts is None else output.experts[place]
         return GateOutput(output.weights[place], experts, output.logits[place])
 

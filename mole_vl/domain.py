@@ -79,6 +79,9 @@ def prepare(
         **domain.lesson(),
         "experts": {part: [*m.names, *m.digests] for part, m in mixtures.items()},
     }
+    told = {part: m.features.name for part, m in mixtures.items() if m.features is not None}
+    if told:
+        settings["features"] = told
     return mixtures, Gauged(task, mixtures), settings
 
 

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from mole_vl.build import mix
 from mole_vl.experts import Expert, check_names
+from mole_vl.features import Features
 from mole_vl.files import new_file
 from mole_vl.gates import GateSpec
 from mole_vl.mixture import Mixture
@@ -30,7 +31,8 @@ FORMAT = "mole-vl gates 1"
 class GateFile:
     """What a gate file holds: the experts' names and digests in order, site kind, gates.
 
-    A slot stands as an expert without a digest: any expert may take its name.
+    A slot stands as an expert without a digest: any expert may take its name. `features` names what
+    the model itself is told and the gates read; None for nothing.
     """
 
     source: str
@@ -40,6 +42,7 @@ class GateFile:
     after: int
     spec: GateSpec
     tensors: Mapping[str, Tensor]
+    features: str | None = None
 
 
 def save_gates(mixture: Mixture, path: str | Path) -> None:
@@ -58,6 +61,8 @@ def save_gates(mixture: Mixture, path: str | Path) -> None:
         "after": mixture.layout.after,
         "gate": to_data(mixture.spec),
     }
+    if mixture.features is not None:
+        header["features"] = mixture.features.name
     tensors = {key: value.cpu().contiguous() for key, value in mixture.gates.state_dict().items()}
     with new_file(path) as partial:
         save_file(tensors, partial, metadata={"mole_vl": json.dumps(header)})
@@ -93,6 +98,7 @@ def read_gates(path: str | Path) -> GateFile:
             after=data["after"],
             spec=cast(GateSpec, from_data(data["gate"])),
             tensors=tensors,
+            features=data.get("features"),
         )
     except (KeyError, TypeError) as error:
         raise ValueError(f"{path}: the header of the gates lacks or garbles {error}") from error
@@ -105,6 +111,7 @@ def mix_from(
     *,
     blocks: Mapping[str, int] | None = None,
     allow_changed: bool = False,
+    features: Features | None = None,
 ) -> Mixture:
     """Mix a model as a gate file says: its experts in its order, its site, its gates.
 
@@ -115,12 +122,14 @@ def mix_from(
         blocks: As for `mix`.
         allow_changed: Whether an expert whose factors differ from those that the gates were
             trained with is taken all the same.
+        features: What the model itself is told and the gates read: what `read_gates` names.
 
     Raises:
-        ValueError: A missing or unknown expert, changed factors, gates for other sites. The model
-            is left as it was.
+        ValueError: A missing or unknown expert, changed factors, other features, gates for other
+            sites. The model is left as it was.
     """
     found = read_gates(path)
+    _check_features(found, features)
     check_names(experts)
     by_name = {expert.name: expert for expert in experts}
     missing = [name for name in found.names if name not in by_name]
@@ -144,7 +153,13 @@ def mix_from(
             "or allow_changed=True"
         )
     mixture = mix(
-        model, ordered, gate=found.spec, site=found.site, after=found.after, blocks=blocks
+        model,
+        ordered,
+        gate=found.spec,
+        site=found.site,
+        after=found.after,
+        blocks=blocks,
+        features=features,
     )
     try:
         load_gates(mixture, found)
@@ -159,8 +174,10 @@ def load_gates(mixture: Mixture, found: GateFile) -> None:
     """Copy a file's gates into a mixture with the same experts in the same order.
 
     Raises:
-        ValueError: A gate is missing, unknown, or of another shape; nothing is copied then.
+        ValueError: Other features, or a gate is missing, unknown, or of another shape; nothing is
+            copied then.
     """
+    _check_features(found, mixture.features)
     own = mixture.gates.state_dict()
     faults = [f"{key} is missing" for key in own if key not in found.tensors]
     faults += [f"{key} is unknown here" for key in found.tensors if key not in own]
@@ -175,3 +192,14 @@ def load_gates(mixture: Mixture, found: GateFile) -> None:
             f"{found.source} does not fit this model's sites: {'; '.join(faults[:3])}{more}"
         )
     mixture.gates.load_state_dict(dict(found.tensors))
+
+
+def _check_features(found: GateFile, given: Features | None) -> None:
+    own = None if given is None else given.name
+    if own != found.features:
+        wanted = "no features" if found.features is None else f"the features {found.features!r}"
+        raise ValueError(
+            f"{found.source}: its gates were trained with {wanted}, and "
+            f"{'none are' if own is None else f'{own!r} is'} given: hand `features` what "
+            "read_gates(...).features names"
+        )

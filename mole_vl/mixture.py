@@ -14,6 +14,7 @@ from torch.utils.hooks import RemovableHandle
 from mole_vl.dispatch import Dispatch
 from mole_vl.experts import Expert
 from mole_vl.faults import some
+from mole_vl.features import Features
 from mole_vl.gates import Gate, GateInput, GateSpec
 from mole_vl.layers import MixtureLayer, mixture_layer
 from mole_vl.passes import EVERYWHERE, Record
@@ -47,6 +48,7 @@ class Mixture(nn.Module):
         layout: Where gates sit.
         paths: The layers that are to carry experts, with their frozen base layers.
         slots: What the gates weigh, if it is not the experts themselves.
+        features: What the model itself is told and the gates read; the layout knows their width.
     """
 
     def __init__(
@@ -56,6 +58,7 @@ class Mixture(nn.Module):
         layout: Layout,
         paths: Mapping[str, nn.Module],
         slots: Slots | None = None,
+        features: Features | None = None,
     ) -> None:
         super().__init__()
         self.slots = slots
@@ -82,7 +85,9 @@ class Mixture(nn.Module):
             gates[site.name] = gate.to(members[0].a.device)
         # A ModuleDict key must hold no dots (a module's path holds no slash), and be no method.
         self.gates = nn.ModuleDict({f"at {name}".replace(".", "/"): g for name, g in gates.items()})
-        self._dispatch = Dispatch(layout, gates, readers, spec.reads_input, len(experts), slots)
+        self._dispatch = Dispatch(
+            layout, gates, readers, spec.reads_input, len(experts), slots, features
+        )
         # In a plain dict: the model registers the layers, the handle must not do it again.
         self.layers: Mapping[str, MixtureLayer] = layers
         self._wiring: _Wiring | None = None
@@ -268,6 +273,17 @@ class Mixture(nn.Module):
         """Whether constant weights are folded into the base, and no context is heard."""
         return self._dispatch.silent
 
+    @property
+    def features(self) -> Features | None:
+        """What the model itself is told and the gates read."""
+        return self._dispatch.features
+
+    @property
+    def reads(self) -> str | None:
+        """What the gates' weights vary with, in words; None for constant ones."""
+        told = [] if self.features is None else [self.features.name]
+        return " and ".join(["their input"] * self.spec.reads_input + told) or None
+
     def base_state_dict(self) -> dict[str, Tensor]:
         """The base model's own state under its own keys: what saving the base must write."""
         state = self._wired().model.state_dict()
@@ -334,9 +350,9 @@ class Mixture(nn.Module):
             weights = self._vector(given)
         elif self.slots is not None:
             raise ValueError("these gates weigh slots, whose experts change: give the weights")
-        elif self.spec.reads_input:
+        elif self.reads:
             raise ValueError(
-                "these gates read their input, so their weights vary; give the weights to "
+                f"these gates read {self.reads}, so their weights vary; give the weights to "
                 "bake, such as the mean of what record() lists"
             )
         else:
@@ -377,6 +393,7 @@ class Mixture(nn.Module):
         lines = [
             f"experts: {', '.join(self.names)}",
             f"gate: {self.spec}",
+            *([] if self.features is None else [f"features: {self.features.name}"]),
             f"{self.layout.kind} sites:",
         ]
         for site in self.sites.values():

@@ -74,7 +74,8 @@ class Pass:
     """One forward: its conditions, the results it takes over, its gates' results.
 
     `held` is what earlier forwards left when this one began: a part of it that runs again during
-    backward computes anew what it computed the first time.
+    backward computes anew what it computed the first time. `features`, (rows, width), are what the
+    model was told in this forward, where its gates are conditioned on it.
     """
 
     conditions: Conditions
@@ -82,6 +83,7 @@ class Pass:
     first: int
     grad: bool
     last: int | None = None
+    features: Tensor | None = None
     results: dict[str, GateOutput] = field(default_factory=dict)
     replayed: dict[str, GateOutput] = field(default_factory=dict)
 

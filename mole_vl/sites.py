@@ -14,7 +14,7 @@ A matrix outside every block is its own site, but where one gate serves the whol
 """
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 from torch import nn
@@ -36,12 +36,14 @@ class Site:
             read anything.
         width: Width of that input.
         matrices: Paths of the layers that share the result.
+        features: Width of what the model itself is told and the gate reads too; 0 for nothing.
     """
 
     name: str
     entry: str | None
     width: int
     matrices: tuple[str, ...]
+    features: int = 0
 
 
 @dataclass(frozen=True)
@@ -57,6 +59,11 @@ class Layout:
     kind: SiteKind
     after: int
     sites: tuple[Site, ...]
+
+    def conditioned(self, features: int) -> "Layout":
+        """The same sites, their gates conditioned on features of this width."""
+        sites = tuple(replace(site, features=features) for site in self.sites)
+        return replace(self, sites=sites)
 
 
 def find_sites(

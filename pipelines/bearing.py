@@ -80,7 +80,10 @@ class BearsExperts(Unmixable):
             ValueError: Gates that do not fit the experts; the pipeline is left as it was.
             RuntimeError: No experts are loaded.
         """
-        gate_parts(self._loaded("load_gates"), self._models(), Path(folder), allow_changed)
+        bank, models = self._loaded("load_gates"), self._models()
+        scheduler: Any = self.scheduler  # pyright: ignore[reportAttributeAccessIssue]
+        steps: int = scheduler.config.num_train_timesteps
+        gate_parts(bank, models, Path(folder), steps, allow_changed)
 
     def unload_experts(self) -> None:
         """Give the base back, bit for bit.

@@ -150,9 +150,9 @@ class Kept(BearsExperts):
         if weights is not None:
             check_known(self.experts, weights, "weights")
             return {name: weights.get(name, 0.0) for name in mixture.names}
-        if mixture.spec.reads_input:
+        if mixture.reads:
             raise ValueError(
-                f"export: the gates of {part} read their input, so their weights vary; give "
+                f"export: the gates of {part} read {mixture.reads}, so their weights vary; give "
                 "`weights`, by expert's name or from record()"
             )
         return None

@@ -7,7 +7,8 @@ from pathlib import Path
 from torch import nn
 
 from dreambooth.adapter import blocks, fitted_to
-from mole_vl import Expert, Mixture, mix, mix_from
+from dreambooth.conditioning import features_of_file
+from mole_vl import Expert, Mixture, mix, mix_from, read_gates
 from mole_vl.gates import GateSpec
 from mole_vl.sites import SiteKind
 
@@ -62,9 +63,16 @@ def mix_parts(
 
 
 def gate_parts(
-    bank: Bank, models: Mapping[str, nn.Module], folder: Path, allow_changed: bool
+    bank: Bank, models: Mapping[str, nn.Module], folder: Path, steps: int, allow_changed: bool
 ) -> None:
     """Give mixed models the gates of a folder's files, PART.safetensors; other parts keep theirs.
+
+    Args:
+        bank: The experts.
+        models: The pipeline's parts.
+        folder: Where the files are.
+        steps: Time steps that the base was trained with, for gates that are told them.
+        allow_changed: As for `mole_vl.mix_from`.
 
     Raises:
         FileNotFoundError: No gate file there.
@@ -88,7 +96,12 @@ def gate_parts(
             undo.callback(before.wire, model)
             found = blocks(model)  # pyright: ignore[reportArgumentType]
             mixture = mix_from(
-                model, experts[part], path, blocks=found, allow_changed=allow_changed
+                model,
+                experts[part],
+                path,
+                blocks=found,
+                allow_changed=allow_changed,
+                features=features_of_file(read_gates(path), model, steps),
             )
             undo.callback(mixture.unmix)
             _check_site(mixture.layout.kind)

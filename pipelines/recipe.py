@@ -47,11 +47,11 @@ class Recipe:
 
 
 def gates_digest(mixture: Mixture) -> str:
-    """SHA-256 of a mixture's gates: kind, site and numbers (as fp32)."""
+    """SHA-256 of a mixture's gates: kind, site, features and numbers (as fp32)."""
     layout = mixture.layout
-    state = hashlib.sha256(
-        json.dumps([to_data(mixture.spec), layout.kind, layout.after], sort_keys=True).encode()
-    )
+    told = [] if mixture.features is None else [mixture.features.name]
+    how = [to_data(mixture.spec), layout.kind, layout.after, *told]
+    state = hashlib.sha256(json.dumps(how, sort_keys=True).encode())
     for key, tensor in sorted(mixture.gates.state_dict().items()):
         state.update(f"{key} {tuple(tensor.shape)}".encode())
         state.update(tensor.float().cpu().contiguous().numpy().tobytes())

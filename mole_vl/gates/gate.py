@@ -20,11 +20,14 @@ class GateInput:
             nothing.
         pool: Positions that a row's features average over, (rows, positions) bool; None for all.
         kept: Experts that are not masked out, (E,) bool; None for all.
+        features: What the model itself was told of each row, (rows, features); None for a site
+            without.
     """
 
     x: Tensor | None
     pool: Tensor | None = None
     kept: Tensor | None = None
+    features: Tensor | None = None
 
 
 class Gate(nn.Module):
@@ -46,6 +49,11 @@ class GateSpec:
     @abstractmethod
     def reads_input(self) -> bool:
         """Whether the gate looks at the site's input."""
+
+    @property
+    def takes_features(self) -> bool:
+        """Whether the gate can be conditioned on what the model itself is told."""
+        return False
 
     @abstractmethod
     def build(self, experts: Sequence[str], site: Site, matrices: Sequence[MixtureLayer]) -> Gate:

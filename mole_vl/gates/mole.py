@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mole_vl.faults import instance_of, one_of, refuse
+from mole_vl.gates.conditioning import Conditioning
 from mole_vl.gates.gate import Gate, GateInput, GateSpec
 from mole_vl.gates.normalisers import Normaliser, NormaliserSpec, Softmax
 from mole_vl.gates.output import GateOutput
@@ -49,11 +50,18 @@ def pooled_mean(x: Tensor, pool: Tensor | None) -> Tensor:
 
 
 class LearnedGate(Gate):
-    """A score and a normaliser, over rows or positions."""
+    """A score and a normaliser, over rows or positions; with conditioning, on features too."""
 
-    def __init__(self, score: Score, normaliser: Normaliser, over: Over) -> None:
+    def __init__(
+        self,
+        score: Score,
+        normaliser: Normaliser,
+        over: Over,
+        conditioning: Conditioning | None = None,
+    ) -> None:
         super().__init__()
         self.score = score
+        self.conditioning = conditioning
         self.normaliser = normaliser
         self.over = over
 
@@ -63,6 +71,8 @@ class LearnedGate(Gate):
         if x is not None and self.over == "row":
             x = pooled_mean(x, given.pool)
         logits = self.score(x, matrices)
+        if self.conditioning is not None:
+            logits = self.conditioning(logits, given.features)
         return GateOutput(self.normaliser(logits, given.kept), None, logits)
 
     def extra_repr(self) -> str:
@@ -103,7 +113,13 @@ class MoLE(GateSpec):
         """One learned weight vector, normalised alike."""
         return replace(self, score=Free())
 
+    @property
+    def takes_features(self) -> bool:
+        """Whether the gate can be conditioned: yes, whatever its score reads."""
+        return True
+
     def build(self, experts: Sequence[str], site: Site, matrices: Sequence[MixtureLayer]) -> Gate:
         """The gate of one site as a module."""
         score = self.score.build(len(experts), site.width, matrices)
-        return LearnedGate(score, self.normaliser.build(len(experts)), self.over)
+        conditioning = Conditioning(len(experts), site.features) if site.features else None
+        return LearnedGate(score, self.normaliser.build(len(experts)), self.over, conditioning)

@@ -13,6 +13,7 @@ from apps.stopping import Stopped
 from apps.training import Lesson, one_file
 from dreambooth.base import Base
 from dreambooth.subject_style import SubjectStyle
+from mole_vl import read_gates
 from mole_vl.domain import prepare
 from mole_vl.training import fit
 from tests.apps.toys import PROMPT
@@ -157,3 +158,12 @@ def test_a_fault_midway_leaves_no_gates(page, monkeypatch):
     assert trained(page)[-1].state == "done"
     log = next((page.session.folder / "runs").glob("*/metrics.jsonl")).read_text()
     assert all(json.loads(line)["step"] for line in log.splitlines())
+
+
+def test_a_preset_with_conditioning_trains_gates_that_the_page_loads(page):
+    page.trainer.preset.domain.conditioning = ("time",)
+    points = trained(page)
+    assert read_gates(points[-1].gates / "unet.safetensors").features == "time"
+    with page.studio.holding(page.loras, points[-1].gates) as pipe:
+        assert pipe.mixtures["unet"].features.name == "time"
+        pipe(PROMPT, num_inference_steps=2, output_type="latent")
