@@ -20,7 +20,7 @@ from dreambooth.world.candidates import write_candidates
 from dreambooth.world.compositions import Composition, compositions
 from emoji_pairs import CONFIG, PICTURES, WORLD, domain_of
 from mole_vl.domain import prepare
-from mole_vl.gates import Hidden, Responses, ScaledSoftmax, Softmax
+from mole_vl.gates import Hidden, Responses, ScaledSoftmax
 from mole_vl.specs import to_data
 from mole_vl.training import fit
 from presets import described, load, plan
@@ -31,33 +31,32 @@ NOISES = 4
 # One call of the network, at a time drawn by lot from the first half of 20 steps.
 ONE_CALL = {"steps": 20, "first": 0.0, "last": 0.5, "through": 1}
 
-# What each changes of the preset: of its gate, its loop, its loss, or its plan.
+# What each changes of the preset: of its gate, its loop, its loss, its conditioning, or its plan.
 VARIANTS: dict[str, dict[str, Any]] = {
     "gates": {},
     "site network": {"site": "network"},
     "site layer": {"site": "layer"},
-    "site matrix": {"site": "matrix"},
     "hidden, lr 3e-3": {"gate": {"score": Hidden()}, "fit": {"lr": 3e-3}},
-    "hidden, lr 1e-2": {"gate": {"score": Hidden()}, "fit": {"lr": 1e-2}},
     "responses, lr 3e-3": {"gate": {"score": Responses()}, "fit": {"lr": 3e-3}},
-    "softmax": {"gate": {"normaliser": Softmax()}},
+    "hidden, lr 3e-3, own negatives": {
+        "gate": {"score": Hidden()},
+        "fit": {"lr": 3e-3},
+        "loss": {"negatives": "own"},
+    },
+    "told the time": {"conditioning": ("time",)},
+    "told time and prompt, lr 0.01": {"conditioning": ("time", "prompt"), "fit": {"lr": 0.01}},
     "softmax of total 2": {"gate": {"normaliser": ScaledSoftmax()}},
     "lr 0.03": {"fit": {"lr": 0.03}},
     "120 steps": {"fit": {"steps": 120}},
     "through one call": {"loss": ONE_CALL, "fit": {"rows": 8}},
-    "through the last 3 calls": {"loss": {"through": 3}},
     "caption alone": {"loss": {"picture": 0.0}},
     "pictures alone": {"loss": {"text": 0.0}},
     "directional beside": {"loss": {"directional": 1.0}},
-    "directional for the caption": {"loss": {"text": 0.0, "directional": 1.0}},
-    "L2 beside": {"loss": {"l2": 1.0}},
     "denoising alone": {
         "loss": {"text": 0.0, "picture": 0.0, "denoise": 1.0},
         "fit": {"rows": 16},
     },
-    "views moved more": {"loss": {"jitter": Jitter(shift=0.1, shrink=0.75)}},
     "one view": {"loss": {"views": 1, "jitter": Jitter()}},
-    "balance 0.1": {"balance": 0.1},
 }
 
 
@@ -78,6 +77,7 @@ def scores_of(
         config = replace(config, steps=steps)
     domain = domain_of(preset, pair, drawn=1)
     domain.loss = loss
+    domain.conditioning = changed.pop("conditioning", ())
     _, task, settings = prepare(domain, gate, config, **(plan(preset) | changed))
     fit(task, config, settings)
     found = judges.scores(domain.draw(NOISES), pair, domain.caption)

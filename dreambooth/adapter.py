@@ -1,5 +1,7 @@
 """Where diffusers' models are met: their blocks, their paths, and the rows of guidance."""
 
+from typing import Literal
+
 import torch
 from diffusers.models.modeling_utils import ModelMixin
 from torch import Tensor, nn
@@ -7,6 +9,9 @@ from transformers import PreTrainedModel
 
 from mole_vl.experts import Expert
 from mole_vl.sites import blocks_of
+
+Negatives = Literal["shared", "own"]
+"""Whose gate results a picture's negative row takes: its positive row's, or its own."""
 
 # A UNet registers its middle last, and runs it before its upper half.
 _RUN = {"down_blocks": 0, "mid_block": 1, "up_blocks": 2}

@@ -2,12 +2,13 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dreambooth.adapter import positive_rows
+from dreambooth.adapter import Negatives, positive_rows
 from dreambooth.base import Base
 from dreambooth.clip import Clip
 from dreambooth.data import Jitter
@@ -16,7 +17,7 @@ from dreambooth.prompts import Prompts, side_by_side
 from dreambooth.sampling import guided, sample, schedule, walk
 from dreambooth.text_gates import Unencoded, encode_gated
 from mole_vl import Mixture
-from mole_vl.faults import at_least, refuse
+from mole_vl.faults import at_least, one_of, refuse
 from mole_vl.losses import balance
 from mole_vl.passes import Record
 from mole_vl.training import Row, Term, mix_seed
@@ -43,6 +44,8 @@ class ClipLoss:
     Args:
         steps: Sampler steps.
         guidance: Strength of classifier-free guidance.
+        negatives: Whether a picture's negative row takes its positive row's gate results (shared),
+            or has its own; a pipeline's `guidance` must say the same.
         first: Share of the sampler's steps before the earliest that is judged.
         last: Share of the sampler's steps before the latest that is judged.
         through: How many of the network's calls up to the judged one the gradient passes.
@@ -59,6 +62,7 @@ class ClipLoss:
 
     steps: int = 20
     guidance: float = 3.0
+    negatives: Negatives = "shared"
     first: float = 0.0
     last: float = 0.8
     through: int = 1
@@ -79,6 +83,7 @@ class ClipLoss:
             [
                 at_least("steps", self.steps, 1),
                 at_least("guidance", self.guidance, 0),
+                one_of("negatives", self.negatives, get_args(Negatives)),
                 None if ordered else f"{ends}, expected 0 <= first <= last <= 1",
                 at_least("through", self.through, 1),
                 *(at_least(name, weight, 0) for name, weight in weights.items()),
@@ -86,6 +91,10 @@ class ClipLoss:
                 at_least("views", self.views, 1),
             ],
         )
+
+    def source(self, pictures: int, device: torch.device) -> Tensor | None:
+        """The row of guidance whose gate result each row takes; None for its own."""
+        return positive_rows(pictures, device) if self.negatives == "shared" else None
 
     @property
     def judges(self) -> bool:
@@ -263,7 +272,7 @@ class ClipTask:
         step = self._scheduler.timesteps[batch.upto]
         start = max(0, batch.upto + 1 - loss.through)
         how = (states, self._scheduler, loss.guidance)
-        source = positive_rows(len(batch.noise), states.device)
+        source = loss.source(len(batch.noise), states.device)
         with self._mixture.condition(source=source, filled=batch.filled(2)):
             latents = sample(self._base, batch.noise, *how, start)
             with self._mixture.record() as found:

@@ -9,7 +9,7 @@ import torch
 from accelerate import PartialState
 from torch import Tensor
 
-from dreambooth.adapter import fitted_to, positive_rows
+from dreambooth.adapter import fitted_to
 from dreambooth.base import Base
 from dreambooth.clip import Clip
 from dreambooth.clip_task import DRAWN, ClipLoss, ClipTask, Scene
@@ -249,8 +249,10 @@ class SubjectStyle(Domain):
         found = []
         for start in range(0, pictures, _DRAWN_AT_ONCE):
             rows = range(start, min(pictures, start + _DRAWN_AT_ONCE))
-            source = positive_rows(len(rows), device)
-            filled = None if self.filled is None else torch.tensor([self.filled] * len(source))
+            source = self.loss.source(len(rows), device)
+            filled = None
+            if self.filled is not None:
+                filled = torch.tensor([self.filled] * (2 * len(rows)))
             with self.mixture.condition(source=source, filled=filled):
                 drawn = draw_encoded(
                     self.base,

@@ -5,11 +5,12 @@ from contextlib import ExitStack, contextmanager
 from inspect import signature
 from typing import Any
 
+from dreambooth.adapter import Negatives
 from mole_vl.arms import together
 from pipelines.composition import Composition
 from pipelines.drawing import Drawing
 from pipelines.keeping import Kept
-from pipelines.options import Guidance, Options
+from pipelines.options import Options
 from pipelines.recording import Recording
 from pipelines.schedules import Schedule
 from pipelines.weights import WeightSchedule
@@ -30,7 +31,7 @@ class Mixed(Kept):
         masked: Sequence[str] = (),
         weights: WeightSchedule | None = None,
         mixing: Composition | None = None,
-        guidance: Guidance = "shared",
+        guidance: Negatives = "shared",
         **kwargs: Any,
     ) -> Any:
         """Draw pictures, as the pipeline's own class does.

@@ -2,14 +2,13 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import get_args
 
+from dreambooth.adapter import Negatives
 from mole_vl.faults import one_of, refuse
 from pipelines.composition import Composition
 from pipelines.schedules import Schedule
 from pipelines.weights import WeightSchedule
-
-Guidance = Literal["shared", "own"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,7 +29,7 @@ class Options:
     masked: Sequence[str] = ()
     weights: WeightSchedule | None = None
     mixing: Composition | None = None
-    guidance: Guidance = "shared"
+    guidance: Negatives = "shared"
 
     def __post_init__(self) -> None:
         both = self.weights is not None and self.mixing is not None
@@ -38,7 +37,7 @@ class Options:
         refuse(
             "drawing",
             [
-                one_of("guidance", self.guidance, get_args(Guidance)),
+                one_of("guidance", self.guidance, get_args(Negatives)),
                 "weights and mixing both replace the gates, expected one of them" if both else None,
                 "a schedule is empty, expected at least one value" if empty else None,
             ],

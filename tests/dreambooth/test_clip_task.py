@@ -137,6 +137,28 @@ def test_a_batch_of_pictures_equals_single_ones(domain):
     assert not torch.allclose(together[0], together[1], atol=1e-2)
 
 
+def test_a_negative_row_has_gate_results_of_its_own_where_it_is_told_so(domain):
+    domain.loss = ClipLoss(steps=2, first=0.0, last=0.0, negatives="own", text=0, l2=1.0)
+    mixture = domain.mix(MoLE(normaliser=Sigmoid()), "block")["unet"]
+    randomise(mixture)
+    drawn = domain.draw(1, seed=5)
+    task = domain.task(0.0)
+    batch = task.batch([Row(0, 0, 0, 1)])
+    with mixture.record() as records:
+        task.losses(batch)
+    # Two passes, each row read alone: what the gates say must be the same.
+    step = schedule(domain.base, 2).timesteps[0]
+    alone = []
+    for side in (slice(0, 1), slice(1, 2)):
+        with mixture.record() as said, torch.no_grad():
+            domain.base.predict(batch.noise, step, domain.states[side])
+        alone.append([record.output.weights for record in said])
+    for record, negative, positive in zip(records, *alone, strict=True):
+        torch.testing.assert_close(record.output.weights, torch.cat([negative, positive]))
+    domain.loss = replace(domain.loss, negatives="shared")
+    assert not torch.allclose(domain.draw(1, seed=5), drawn, atol=1e-4)
+
+
 def test_no_picture_of_the_report_starts_from_a_noise_of_the_training(domain):
     domain.mix(MoLE(), "block")
     starts = []
@@ -382,6 +404,8 @@ def test_mistakes_are_named(tmp_path, domain):
         domain.mix(MoLE(), "preview", 1)
     with pytest.raises(ValueError, match=r"steps is 0, .*first is 0.9, last is 0.2"):
         ClipLoss(steps=0, first=0.9, last=0.2)
+    with pytest.raises(ValueError, match="negatives is 'none', expected one of shared, own"):
+        ClipLoss(negatives="none")
     with pytest.raises(ValueError, match="all of text, picture, directional, l2, denoise are 0"):
         ClipLoss(text=0, picture=0)
 
