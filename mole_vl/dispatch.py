@@ -6,25 +6,24 @@ forward that they repeat.
 """
 
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from copy import deepcopy
 from dataclasses import replace
 from functools import partial
-from itertools import chain
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from mole_vl.bank import GateBank, spread
 from mole_vl.features import Features, read_features
-from mole_vl.gates import Gate, GateInput, GateOutput
+from mole_vl.gates import GateOutput
 from mole_vl.layers import MixtureLayer
 from mole_vl.passes import EVERYWHERE, Conditions, Pass, Passes, Record, replaying
 from mole_vl.plans import in_order
 from mole_vl.sites import NETWORK, Layout
-from mole_vl.slots import Slots
 
 
 class Lock:
@@ -57,29 +56,23 @@ class Dispatch:
 
     Args:
         layout: Where gates sit.
-        gates: The gate of each site, by the site's name.
-        readers: The layers of each site that read the site's own width.
+        bank: The gates.
         reads_input: Whether the gates look at their site's input, where it has one to read.
         experts: How many experts there are.
-        slots: What the gates weigh; None for the experts themselves.
         features: What the model itself is told and the gates read; None for nothing.
     """
 
     def __init__(
         self,
         layout: Layout,
-        gates: Mapping[str, Gate],
-        readers: Mapping[str, Sequence[MixtureLayer]],
+        bank: GateBank,
         reads_input: bool,
         experts: int,
-        slots: Slots | None = None,
         features: Features | None = None,
     ) -> None:
-        self.gates = gates
+        self.bank = bank
         self.experts = experts
-        self.slots = slots
         self.features = features
-        self.readers = readers
         self.sites = {site.name: site for site in layout.sites}
         self.reading = {
             name: site.entry
@@ -161,7 +154,7 @@ class Dispatch:
             x = seen.x
         if x is None:
             raise RuntimeError(f"preview: the forward never ran {self.reading[NETWORK]}")
-        output = self._computed(NETWORK, x, told)
+        output = self.bank.ask(NETWORK, x, told)
         if output.weights.dim() > 2:
             raise ValueError(
                 "site 'preview' finds weights for rows, and this gate's vary by position: use "
@@ -265,7 +258,7 @@ class Dispatch:
         weights = self._pinned(name, told)
         if weights is not None:
             return GateOutput(weights, None, weights)
-        gate = self.gates[name]
+        gate = self.bank.gates[name]
         learns = current.grad and any(p.requires_grad for p in gate.parameters())
         if name in current.held:
             if learns and not current.held[name].weights.requires_grad:
@@ -283,53 +276,10 @@ class Dispatch:
             )
         if learns:
             self._check_gradient(f"site {name!r}")
-        return self._computed(name, x, told, current.features)
+        return self.bank.ask(name, x, told, current.features)
 
     def _pinned(self, name: str, told: Conditions) -> Tensor | None:
         return None if told.pinned is None else told.pinned.get(name, told.pinned.get(EVERYWHERE))
-
-    def _computed(
-        self, name: str, x: Tensor | None, told: Conditions, features: Tensor | None = None
-    ) -> GateOutput:
-        gate = self.gates[name]
-        # Constant weights take no product; others do it where the input, or the gate, is.
-        reads = x is not None or features is not None
-        device = (_device(gate) if x is None else x.device).type if reads else "cpu"
-        # Scores are fp32: their products must not be taken in an autocast's lower precision.
-        with torch.autocast(device, enabled=False):
-            output = self._gated(gate, name, x, told, features)
-        if self.slots is None:
-            return output
-        if told.filled is None:
-            raise RuntimeError(
-                f"the gates weigh the slots {', '.join(self.slots.names)}: say who fills them, by "
-                "condition(filled=...), or give the weights, by pinned(...)"
-            )
-        rows = output.weights.shape[0] if output.weights.dim() > 1 else len(told.filled)
-        return self.slots.told(output, spread(told.filled, rows))
-
-    def _gated(
-        self, gate: Gate, name: str, x: Tensor | None, told: Conditions, features: Tensor | None
-    ) -> GateOutput:
-        # The model may have moved since it was told: offloading does that at every call.
-        device = _device(gate) if x is None else x.device
-        kept = None if told.kept is None else told.kept.to(device)
-        features = None if features is None else features.to(device)
-        pool = None if x is None else told.real if told.pool is None else told.pool
-        if x is not None:
-            pool = None if pool is None else spread(pool.to(device), x.shape[0])
-            features = None if features is None else spread(features, x.shape[0])
-        if told.source is None or (x is None and features is None):
-            return gate(GateInput(x, pool, kept, features), self.readers[name])
-        rows, place = torch.unique(told.source.to(device), return_inverse=True)
-        x, pool, features = (None if t is None else t[rows] for t in (x, pool, features))
-        output = gate(GateInput(x, pool, kept, features), self.readers[name])
-        experts = None if output.experts is None else output.experts[place]
-        return GateOutput(output.weights[place], experts, output.logits[place])
-
-
-def _device(gate: Gate) -> torch.device:
-    return next(chain(gate.parameters(), gate.buffers())).device
 
 
 def _outside(what: str) -> str:
@@ -348,15 +298,3 @@ def _input(module: nn.Module, args: Any, kwargs: Mapping[str, Any], name: str) -
         f"site {name!r}: {type(module).__name__} was called without a tensor that its gate could "
         f"read (keywords: {', '.join(kwargs) or 'none'})"
     )
-
-
-def spread(told: Tensor, rows: int) -> Tensor:
-    """What is told of each row, (n, ...), for `rows` rows: multiplied in place, as beams are."""
-    if told.shape[0] == rows:
-        return told
-    times, rest = divmod(rows, told.shape[0])
-    if rest:
-        raise ValueError(
-            f"conditions, or a preview, are for {told.shape[0]} rows; the model runs {rows}"
-        )
-    return told.repeat_interleave(times, 0)

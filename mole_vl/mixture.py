@@ -2,38 +2,24 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
 from functools import partial
 from numbers import Real
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
 
+from mole_vl.bank import GateBank
 from mole_vl.dispatch import Dispatch
 from mole_vl.experts import Expert
 from mole_vl.faults import some
 from mole_vl.features import Features
-from mole_vl.gates import Gate, GateInput, GateSpec
+from mole_vl.gates import Gate, GateSpec
 from mole_vl.layers import MixtureLayer, mixture_layer
 from mole_vl.passes import EVERYWHERE, Record
 from mole_vl.sites import Layout
 from mole_vl.slots import Slots
-
-ATTRIBUTE = "mixture"
-# Methods of other libraries that read layers' weights past their forward: experts would fall mute.
-_PAST_FORWARD = ("fuse_qkv_projections",)
-
-
-@dataclass
-class _Wiring:
-    """What the handle works on without registering it a second time."""
-
-    model: nn.Module
-    hooks: list[RemovableHandle]
-    trainable: frozenset[str]
-    originals: dict[str, Tensor]
+from mole_vl.wiring import Wiring
 
 
 class Mixture(nn.Module):
@@ -85,30 +71,20 @@ class Mixture(nn.Module):
             gates[site.name] = gate.to(members[0].a.device)
         # A ModuleDict key must hold no dots (a module's path holds no slash), and be no method.
         self.gates = nn.ModuleDict({f"at {name}".replace(".", "/"): g for name, g in gates.items()})
-        self._dispatch = Dispatch(
-            layout, gates, readers, spec.reads_input, len(experts), slots, features
-        )
+        bank = GateBank(gates, readers, slots)
+        self._dispatch = Dispatch(layout, bank, spec.reads_input, len(experts), features)
         # In a plain dict: the model registers the layers, the handle must not do it again.
         self.layers: Mapping[str, MixtureLayer] = layers
-        self._wiring: _Wiring | None = None
+        self._wiring: Wiring | None = None
 
     def wire(self, model: nn.Module) -> None:
         """Put the mixture layers into the model, hook the gates in, freeze the base."""
-        trainable = frozenset(n for n, p in model.named_parameters() if p.requires_grad)
-        for path, layer in self.layers.items():
-            put_module(model, path, layer)
-        hooks = self._dispatch.attach(model)
-        model.requires_grad_(False)
-        for name in _PAST_FORWARD:
-            if hasattr(model, name):
-                setattr(model, name, partial(_refuse, name))
-        self._wiring = _Wiring(model, hooks, trainable, {})
-        model.add_module(ATTRIBUTE, self)
+        self._wiring = Wiring(model, self, self.layers, self._dispatch)
 
     def _weights_of(self, path: str, rows: int) -> Tensor | None:
         return self._dispatch.weights_of(path, rows)
 
-    def _wired(self) -> _Wiring:
+    def _wired(self) -> Wiring:
         if self._wiring is None:
             raise RuntimeError("this mixture was unmixed: mix the model again")
         return self._wiring
@@ -286,10 +262,8 @@ class Mixture(nn.Module):
 
     def base_state_dict(self) -> dict[str, Tensor]:
         """The base model's own state under its own keys: what saving the base must write."""
-        state = self._wired().model.state_dict()
-        return {key: value for key, value in state.items() if not key.startswith(f"{ATTRIBUTE}.")}
+        return self._wired().base_state_dict()
 
-    @torch.no_grad()
     def bake(self, weights: Tensor | Mapping[str, Any] | None = None) -> None:
         """Fold constant weights into the base's own; the gates are silent from then on.
 
@@ -303,32 +277,11 @@ class Mixture(nn.Module):
             RuntimeError: The mixture is baked already.
         """
         wiring = self._wired()
-        if wiring.originals:
-            raise RuntimeError("this mixture is baked already: unmix() gives the base back")
-        quantised = [p for p, m in self.layers.items() if not m.weight.is_floating_point()]
-        if quantised:
-            raise ValueError(f"bake: {quantised[0]} is quantised and cannot take a sum")
-        self._refuse_tied(wiring.model)
-        constant = self.constant_weights(weights)
-        baked = {
-            path: (layer.weight.float() + layer.delta(constant[path]))
-            for path, layer in self.layers.items()
-        }
-        for path, weight in baked.items():
-            own = self.layers[path].weight
-            wiring.originals[path] = own.detach().clone()
-            own.copy_(weight.to(own.dtype))
+        wiring.check_foldable()
+        wiring.fold(self.constant_weights(weights))
         self._dispatch.silent = True
 
-    def _refuse_tied(self, model: nn.Module) -> None:
-        own = {id(layer.weight) for layer in self.layers.values()}
-        names = [n for n, p in model.named_parameters(remove_duplicate=False) if id(p) in own]
-        if len(names) > len(self.layers):
-            raise ValueError(
-                "bake: a layer with experts shares its weight with another module, which the sum "
-                f"would change too (among {', '.join(names[:4])})"
-            )
-
+    @torch.no_grad()
     def constant_weights(
         self, given: Tensor | Mapping[str, Any] | None = None
     ) -> dict[str, Tensor]:
@@ -356,29 +309,16 @@ class Mixture(nn.Module):
                 "bake, such as the mean of what record() lists"
             )
         else:
-            gate, readers = self._dispatch.gates[name], self._dispatch.readers[name]
-            weights = gate(GateInput(None), readers).weights
+            weights = self._dispatch.bank.constant(name)
         if weights.dim() != 1:
             raise ValueError(f"weights of shape {tuple(weights.shape)}, expected (experts,)")
         return weights
 
-    @torch.no_grad()
     def unmix(self) -> nn.Module:
         """Give the base model back, bit for bit, and return it; the handle is of no use then."""
-        wiring = self._wired()
-        for path, weight in wiring.originals.items():
-            self.layers[path].weight.copy_(weight)
-        for hook in wiring.hooks:
-            hook.remove()
-        for path, layer in self.layers.items():
-            put_module(wiring.model, path, layer.base)
-        delattr(wiring.model, ATTRIBUTE)
-        for name in _PAST_FORWARD:
-            wiring.model.__dict__.pop(name, None)
-        for name, parameter in wiring.model.named_parameters():
-            parameter.requires_grad_(name in wiring.trainable)
+        model = self._wired().undo()
         self._wiring = None
-        return wiring.model
+        return model
 
     def forward(self, x: Any) -> Any:
         """Its input: in a model that calls all its children in turn, the handle stands aside."""
@@ -386,7 +326,7 @@ class Mixture(nn.Module):
 
     def gate(self, site: str) -> Gate:
         """The gate of a site, by the site's name."""
-        return self._dispatch.gates[site]
+        return self._dispatch.bank.gates[site]
 
     def extra_repr(self) -> str:
         """Experts, gate and sites with their layers, for `print(mixture)`."""
@@ -401,16 +341,3 @@ class Mixture(nn.Module):
             shared = f": {len(paths)} layers ({some(paths)})"
             lines.append(f"  {site.name}{shared if paths != [site.name] else ''}")
         return "\n".join(lines)
-
-
-def _refuse(method: str) -> NoReturn:
-    raise RuntimeError(
-        f"{method}() on a mixed model would read the base's weights past its experts: bake() or "
-        "unmix() the mixture first"
-    )
-
-
-def put_module(model: nn.Module, path: str, module: nn.Module) -> None:
-    """Set the submodule at `path`."""
-    parent, _, child = path.rpartition(".")
-    setattr(model.get_submodule(parent), child, module)

@@ -220,7 +220,7 @@ def test_scores_are_fp32_under_autocast(score):
     mixture = mix(model, three(model), gate=MoLE(score=score), blocks=BLOCKS)
     randomise(mixture)
     x = torch.randn(2, 4, 6)
-    gate, readers = mixture.gate("blocks.0"), mixture._dispatch.readers["blocks.0"]
+    gate, readers = mixture.gate("blocks.0"), mixture._dispatch.bank.readers["blocks.0"]
     expected = gate(GateInput(x), readers).logits
     with mixture.record() as records, torch.autocast("cpu", dtype=torch.bfloat16):
         model(*inputs())
