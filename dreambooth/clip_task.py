@@ -186,7 +186,7 @@ class ClipTask:
     def losses(self, batch: _Batch) -> Mapping[str, Term]:
         """The terms `text`, `picture`, `balance`, those with a weight."""
         loss, rows = self._loss, len(batch.noise)
-        states, goals = batch.states(), batch.goals(loss.views)
+        states = batch.states()
         step = self._scheduler.timesteps[batch.upto]
         start = max(0, batch.upto + 1 - loss.through)
         how = (states, self._scheduler, loss.guidance)
@@ -197,14 +197,20 @@ class ClipTask:
                 latents = walk(self._base, latents, *how, slice(start, batch.upto))
                 output = guided(self._base, latents, step, states, loss.guidance)
         clean = self._base.noising.clean(latents, output, step.expand(rows))
+        terms = self._judged(clean, batch)
+        if self._balance_weight:
+            terms["balance"] = Term(balance(records), self._balance_weight, per_unit=False)
+        return terms
+
+    def _judged(self, clean: Tensor, batch: _Batch) -> dict[str, Term]:
+        """The terms `text` and `picture` of clean latents, (rows, c, h, w)."""
+        loss, goals = self._loss, batch.goals(self._loss.views)
         seen = self._clip.pictures(self._views(self._base.decode(clean).clamp(-1, 1), batch.rows))
         terms = {}
         if loss.text:
             terms["text"] = Term(away(seen, goals.caption), loss.text)
         if loss.picture:
             terms["picture"] = Term(away(seen - goals.centre, goals.offset), loss.picture)
-        if self._balance_weight:
-            terms["balance"] = Term(balance(records), self._balance_weight, per_unit=False)
         return terms
 
     def _views(self, pictures: Tensor, rows: Sequence[Row]) -> Tensor:
