@@ -31,7 +31,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from alone import alone
+from costs import alone, clocks
 
 from dreambooth.adapter import positive_rows
 from dreambooth.clip_task import ClipTask
@@ -106,11 +106,6 @@ class Course:
     def reached(self, target: float) -> int | None:
         """The first look with that score."""
         return next((look for look, score in enumerate(self.scores) if score >= target), None)
-
-
-def clocks() -> np.ndarray:
-    """Seconds by the clock, and of this process's CPU."""
-    return np.array([time.monotonic(), time.process_time()])
 
 
 class Watch:
