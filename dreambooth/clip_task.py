@@ -225,7 +225,7 @@ class ClipTask:
         records: list[Record] = []
         terms = {}
         if self._loss.judges:
-            terms |= self._judged(batch, states, records)
+            terms |= self._judged(self._predicted(batch, states, records), batch)
         if self._loss.denoise:
             terms["denoise"] = Term(self._denoised(batch, states, records), self._loss.denoise)
         if self._balance_weight:
@@ -249,10 +249,9 @@ class ClipTask:
             return balance([*records, *said * (len(records) // len(self._mixture.sites))])
         return balance(records) + balance(said)
 
-    def _judged(self, batch: _Batch, states: Prompts, records: list[Record]) -> dict[str, Term]:
-        """The terms of the clean pictures that are predicted at the batch's step."""
+    def _judged(self, pictures: Tensor, batch: _Batch) -> dict[str, Term]:
+        """The terms of pictures (rows, 3, h, w) in [-1, 1] that were drawn for the batch."""
         loss, goals = self._loss, batch.goals(self._loss.views)
-        pictures = self._predicted(batch, states, records)
         seen = self._clip.pictures(self._views(pictures, batch.rows))
         terms = {}
         if loss.text:

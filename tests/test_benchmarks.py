@@ -34,3 +34,10 @@ def test_the_file_says_how_its_numbers_came_about(results, tmp_path, capsys):
     assert content["rows"][0]["n"] == 4
     assert content["rows"][0]["mean"] == 0.75
     assert "| exact match | gates | 4 | 0.750 |" in capsys.readouterr().out
+
+
+def test_a_median_has_its_own_interval(results):
+    units = [1.0, 1.0, 1.0, 1.0, 1000.0]
+    row = results.measured("median", "a", units, 500, centre=np.median)
+    assert (row.low, row.mean) == (1.0, 1.0)
+    assert results.measured("mean", "a", units, 500).mean > 200
