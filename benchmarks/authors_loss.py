@@ -5,7 +5,7 @@
 
 Their loss (arXiv 2404.13628, the authors' code): a picture's sampler stands at a step drawn by lot;
 all remaining steps run, each with gradient through its own call, and at each the clean picture that
-is predicted there is decoded with gradient and judged. Ours, the preset's, draws in a few steps with
+is predicted there is decoded with gradient and judged. Ours, the preset's, draws in few steps with
 gradient through all, and decodes and judges once, at the end. The claim is about the loss alone:
 gates, learning rate and its schedule, rows, noise, caption and picture terms and the views are the
 preset's on both sides (the authors have a softmax gate that reads, a rate of 1e-5, one row, no
