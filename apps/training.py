@@ -221,6 +221,7 @@ class Trainer:
             steps=own.steps,
             text_encoder=own.text_encoder,
             conditioning=own.conditioning,
+            checkpointing=own.checkpointing,
         )
 
 

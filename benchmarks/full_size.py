@@ -181,11 +181,10 @@ def trained(folder: Path, kind: str, resolution: int) -> np.ndarray:
         clip=f"local-dir:{folder / 'clip'}",
         resolution=resolution,
         loss=ClipLoss(first=0.0, last=0.0, through=1),
+        checkpointing=True,
     )
     config = FitConfig(output=folder / f"run {kind}", steps=1, rows=1, progress=False)
     mixtures, task, _ = prepare(domain, GATES[kind], config, centring=0)
-    domain.base.unet.enable_gradient_checkpointing()
-    domain.base.vae.enable_gradient_checkpointing()
     before = [weight.detach().clone() for weight in mixtures["unet"].gates.parameters()]
     start = clocks()
     fit(task, config)

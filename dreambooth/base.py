@@ -223,6 +223,11 @@ class Base:
             noisy.to(self.unet.dtype), timesteps, prompts.states, added_cond_kwargs=added
         ).sample
 
+    def checkpoint_pictures(self) -> None:
+        """Compute the activations of UNet and VAE again in a backward pass, to save memory."""
+        self.unet.enable_gradient_checkpointing()
+        self.vae.enable_gradient_checkpointing()
+
     def _networks(self) -> nn.ModuleList:
         return nn.ModuleList([self.unet, *self.text_encoders.values(), self.vae])
 

@@ -67,6 +67,7 @@ class Pairs(Domain):
         text_encoder: Whether the LoRAs' parts of the text encoder are mixed too, with gates of
             their own; of a slot, all LoRAs have that part or none.
         conditioning: What the UNet is told and its gates read too: `time`, `prompt`, or both.
+        checkpointing: Whether activations are computed again in the backward pass.
     """
 
     def __init__(
@@ -85,6 +86,7 @@ class Pairs(Domain):
         steps: int | None = None,
         text_encoder: bool = False,
         conditioning: Sequence[Told] = (),
+        checkpointing: bool = False,
     ) -> None:
         slots = [tuple(pair.experts) for pair in pairs]
         named = {Path(folder).name for pair in pairs for folder in pair.experts.values()}
@@ -124,6 +126,7 @@ class Pairs(Domain):
                 steps=steps,
                 text_encoder=text_encoder,
                 conditioning=conditioning,
+                checkpointing=checkpointing,
             )
             for pair in pairs
         ]

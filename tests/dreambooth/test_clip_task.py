@@ -159,6 +159,34 @@ def test_a_negative_row_has_gate_results_of_its_own_where_it_is_told_so(domain):
     assert not torch.allclose(domain.draw(1, seed=5), drawn, atol=1e-4)
 
 
+def test_checkpointing_runs_blocks_again_and_changes_no_number(domain):
+    def gradient():
+        mixture = domain.mix(MoLE(normaliser=Sigmoid()), "block")["unet"]
+        randomise(mixture)
+        parts = (
+            domain.base.unet.mid_block.attentions[0].transformer_blocks[0],
+            domain.base.vae.decoder.mid_block,
+        )
+        runs = []
+        for part in parts:
+            part.register_forward_pre_hook(lambda module, *_: runs.append(module))
+        task = domain.task(0.0)
+        loss = sum(t.value for t in task.losses(task.batch([Row(0, 0, 0, 1)])).values())
+        once = len(runs)
+        found = torch.autograd.grad(loss, list(mixture.gates.parameters()))
+        return loss, found, {part: runs[once:].count(part) for part in parts}
+
+    domain.loss = ClipLoss(steps=3, first=1.0, last=1.0, through=3)
+    loss, plain, again = gradient()
+    assert set(again.values()) == {0}
+    domain.checkpointing = True
+    checkpointed, found, again = gradient()
+    assert all(again.values())
+    torch.testing.assert_close(checkpointed, loss)
+    for one, other in zip(found, plain, strict=True):
+        torch.testing.assert_close(one, other)
+
+
 def test_no_picture_of_the_report_starts_from_a_noise_of_the_training(domain):
     domain.mix(MoLE(), "block")
     starts = []
