@@ -19,6 +19,7 @@ from dreambooth.conditioning import Told
 from dreambooth.grid import save_grid
 from dreambooth.mixing import TEXT, UNET, mix_parts, mute_notice
 from dreambooth.notices import tell
+from dreambooth.reporting import table_of_pairs
 from dreambooth.subject_style import SubjectStyle, check_site
 from mole_vl import Mixture
 from mole_vl.arms import Arm, pinned_arm, together
@@ -193,7 +194,7 @@ class Pairs(Domain):
             found[part.caption] = part.scores(judge, drawings)
             save_grid(drawings, folder / f"{part.caption}.png", zoom=max(1, 128 // part.resolution))
         (folder / "scores.json").write_text(json.dumps(found, indent=1) + "\n")
-        return table(found)
+        return table_of_pairs(found)
 
     def _drawings(self, part: SubjectStyle) -> dict[str, Tensor]:
         names = [expert.name for expert in part.experts]
@@ -238,14 +239,3 @@ def _speaking(slots: Mapping[str, list[str]], texts: Collection[str]) -> dict[st
 
 def _places(names: Sequence[str], mixture: Mixture) -> tuple[int, ...]:
     return tuple(mixture.names.index(name) for name in names)
-
-
-def table(found: Mapping[str, Mapping[str, Mapping[str, list[float]]]]) -> str:
-    """Mean scores by pair, measure and arm, in Markdown."""
-    arms = list(next(iter(found.values())))
-    lines = [f"| | {' | '.join(arms)} |", "|---" * (len(arms) + 1) + "|"]
-    for pair, scores in found.items():
-        for measure in scores[arms[0]]:
-            cells = [sum(scores[arm][measure]) / len(scores[arm][measure]) for arm in arms]
-            lines.append(f"| {pair}: {measure} | {' | '.join(f'{cell:.3f}' for cell in cells)} |")
-    return "\n".join(lines)

@@ -21,6 +21,7 @@ from dreambooth.grid import save_grid
 from dreambooth.mixing import TEXT, UNET, check_text, mix_parts, mute_notice, read_parts
 from dreambooth.notices import tell
 from dreambooth.prompts import Prompts
+from dreambooth.reporting import alignments, table_of_arms
 from dreambooth.text_gates import Unencoded, encode_gated
 from mole_vl import Expert, Mixture
 from mole_vl.arms import arms
@@ -279,30 +280,14 @@ class SubjectStyle(Domain):
                 found[name] = self.draw(self.drawn, seed)
         return found
 
-    @torch.no_grad()
     def scores(
         self, clip: Clip, drawings: Mapping[str, Tensor]
     ) -> dict[str, dict[str, list[float]]]:
-        """Alignment of every drawing by arm, as one CLIP sees it.
+        """Alignment of every drawing by arm, as one CLIP sees it (`dreambooth.reporting`)."""
+        return alignments(clip, drawings, self.goals(clip), self._truth())
 
-        Returns:
-            By arm: `text`, the cosine to the caption, and with a truth `image`, the cosine to it,
-            both seen from the mean ordinary picture.
-        """
-        goals = self.goals(clip)
-        truth = None
-        if self.truth_file is not None:
-            picture = load_picture(self.truth_file, self.resolution).unsqueeze(0)
-            truth = clip.pictures(picture)[0] - goals.centre
-        found = {}
-        for name, pictures in drawings.items():
-            seen = clip.pictures(pictures)
-            found[name] = {"text": (seen @ goals.caption).tolist()}
-            if truth is not None:
-                offset = seen - goals.centre
-                cosine = torch.cosine_similarity(offset, truth.expand_as(offset), dim=-1)
-                found[name]["image"] = cosine.tolist()
-        return found
+    def _truth(self) -> Tensor | None:
+        return None if self.truth_file is None else load_picture(self.truth_file, self.resolution)
 
     def report(self, folder: Path) -> str:
         """Draws every arm; leaves `grid.png` and `scores.json`, returns the mean scores."""
@@ -312,15 +297,11 @@ class SubjectStyle(Domain):
         device = self.base.unet.device
         found = self.scores(self.judge.to(device), drawings)
         (folder / "scores.json").write_text(json.dumps(found, indent=1) + "\n")
-        if self.truth_file is not None:
-            drawings["truth"] = load_picture(self.truth_file, self.resolution).unsqueeze(0)
+        truth = self._truth()
+        if truth is not None:
+            drawings["truth"] = truth.unsqueeze(0)
         save_grid(drawings, folder / "grid.png", zoom=max(1, 128 // self.resolution))
-        measures = list(next(iter(found.values())))
-        lines = [f"| {self.caption} | {' | '.join(measures)} |", "|---" * (len(measures) + 1) + "|"]
-        for name, values in found.items():
-            cells = [f"{sum(values[m]) / len(values[m]):.3f}" for m in measures]
-            lines.append(f"| {name} | {' | '.join(cells)} |")
-        return "\n".join(lines)
+        return table_of_arms(self.caption, found)
 
 
 def check_site(site: SiteKind) -> None:
