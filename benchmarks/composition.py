@@ -3,13 +3,16 @@
     python benchmarks/composition.py --split dev     # chooses the merges' strengths
     python benchmarks/composition.py --split test    # all test subjects in all test styles
     python benchmarks/composition.py --quick         # two development pairs, for a look
+    python benchmarks/composition.py --split test --part 1/2    # half of it, beside another process
 
 Every way draws the same prompt from the same noise. Image alignment is the cosine to the true
 drawing, which nothing was trained on, both seen from the mean training picture: by judge-CLIP, by
 EfficientNet-Lite0 (ImageNet), and by loss-CLIP, which trains the gates, in rows marked so. The rank
 of the truth is its place among all pictures of the world, nearest first. Text alignment is
 judge-CLIP's cosine to the caption. The unit is the pair, its noises averaged first; intervals are
-by bootstrap over subjects. A pair that is done is kept under out/benchmarks and not drawn again.
+by bootstrap over subjects. A pair that is done is kept under out/benchmarks and not drawn again;
+with `--part`, which writes no results, several processes share the pairs (the first trains the slot
+gates: start the others when it draws pairs), and a last run without it gathers them.
 
 Slot gates are trained on the pairs of one half of the subjects and used on the other half's, which
 they never saw.
@@ -260,7 +263,9 @@ def main() -> None:
     parser.add_argument("--split", choices=("dev", "test"), default="dev")
     parser.add_argument("--noises", type=int, default=4, help="pictures of each pair and way")
     parser.add_argument("--quick", action="store_true", help="two pairs, few steps, for a look")
+    parser.add_argument("--part", default="1/1", help="the Kth of N processes' pairs, as K/N")
     options = parser.parse_args()
+    part, parts = map(int, options.part.split("/"))
     results = OUT.parent if options.quick else FOLDER
     strengths: dict[str, Sequence[float]] = dict.fromkeys(MERGES, STRENGTHS)
     if options.split == "test":
@@ -275,10 +280,12 @@ def main() -> None:
     subjects = list(dict.fromkeys(pair.subject.name for pair in pairs))
     slot_files = trained_slots(preset, pairs, folder, 2 if options.quick else SLOT_STEPS)
     units: dict[str, dict[str, dict[str, list[float]]]] = {}
-    for pair in pairs:
+    for pair in pairs[part - 1 :: parts]:
         slot_file = slot_files[subjects.index(pair.subject.name) % 2]
         units[pair.name] = units_of(preset, pair, strengths, judges, slot_file, folder, options)
         print(f"{pair.name}: done", flush=True)
+    if parts > 1:
+        return
     scores = by_arm(pairs, units)
     settings = described(CONFIG) | {
         "loss": asdict(preset.domain.loss),
