@@ -202,26 +202,21 @@ class Trainer:
         report(Point(state, result.step, result.terms, _samples(domain, session), gates))
 
     def _domain(self, session: Session, loras: Sequence[Lora], lesson: Lesson) -> SubjectStyle:
-        own = self.preset.domain
-
         def pictures(name: str) -> Path:
             return session.pictures.get(name) or self.album[name]
 
-        return SubjectStyle(
+        directional = self.preset.domain.loss.directional > 0
+        return self.preset.domain.but(
             base=self._base,
             experts=[lora.folder for lora in loras],
             prompt=lesson.prompt,
             caption=lesson.caption,
+            words={lora.name: lora.words.caption for lora in loras} if directional else None,
             pictures={lora.name: pictures(lora.name) for lora in loras},
             ordinary=pictures(ORDINARY_PICTURES),
-            clip=own.clip_name,
             negative=lesson.negative,
-            resolution=own.resolution,
-            loss=own.loss,
-            steps=own.steps,
-            text_encoder=own.text_encoder,
-            conditioning=own.conditioning,
-            checkpointing=own.checkpointing,
+            judge=None,
+            truth=None,
         )
 
 

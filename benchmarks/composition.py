@@ -30,7 +30,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dreambooth.adapter import blocks, positive_rows
+from dreambooth.adapter import blocks
 from dreambooth.clip import Clip
 from dreambooth.clip_task import DRAWN
 from dreambooth.drawing import draw_encoded
@@ -114,9 +114,10 @@ def composite(mixture: Mixture) -> Branches:
     return lambda _step: [mixture.pinned({name: 1.0}) for name in mixture.names]
 
 
-def gated(mixture: Mixture, pictures: int) -> Branches:
-    """The gates, a picture's negative row under its positive row's."""
-    return lambda _step: [mixture.condition(source=positive_rows(pictures))]
+def gated(domain: SubjectStyle, mixture: Mixture, pictures: int) -> Branches:
+    """The gates, each row under the results that it had in training."""
+    source = domain.loss.source(pictures, domain.base.unet.device)
+    return lambda _step: [mixture.condition(source=source)]
 
 
 def trained_slots(
@@ -175,14 +176,14 @@ def ways(
     yield "NLA", domain, lambda _: [mixture.pinned(mean)]
     yield "Switch", domain, switched(mixture)
     yield "Composite", domain, composite(mixture)
-    yield "gates", domain, gated(mixture, noises)
+    yield "gates", domain, gated(domain, mixture, noises)
     slots, unet = domain_of(preset, pair, drawn=1), mixture.unmix()
     slots.load(domain)
     playing = [
         Expert(slot, expert.layers) for slot, expert in zip(SLOTS, slots.experts, strict=True)
     ]
     mixture = mix_from(unet, playing, slot_file, blocks=blocks(slots.base.unet))
-    yield "slot gates", slots, gated(mixture, noises)
+    yield "slot gates", slots, gated(slots, mixture, noises)
     whole = plan(preset) | {"site": "network", "after": 0}
     vector = MoLE(score=Free(), normaliser=Sigmoid())
     domain, _ = trained(preset, pair, vector, whole, output / "network", steps)

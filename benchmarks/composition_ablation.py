@@ -75,9 +75,8 @@ def scores_of(
     config = replace(config, **changed.pop("fit", {}))
     if steps is not None:
         config = replace(config, steps=steps)
-    domain = domain_of(preset, pair, drawn=1)
-    domain.loss = loss
-    domain.conditioning = changed.pop("conditioning", ())
+    told = changed.pop("conditioning", ())
+    domain = domain_of(preset, pair, drawn=1).but(loss=loss, conditioning=told)
     _, task, settings = prepare(domain, gate, config, **(plan(preset) | changed))
     fit(task, config, settings)
     found = judges.scores(domain.draw(NOISES), pair, domain.caption)

@@ -34,17 +34,7 @@ PICTURES = ROOT / "out/world"
 
 def domain_of(preset: Any, pair: Composition, drawn: int) -> SubjectStyle:
     """The preset's domain, for another pair."""
-    given = preset.domain
-    return SubjectStyle(
-        base=given.base_name,
-        clip=given.clip_name,
-        judge=given.judge_name,
-        resolution=given.resolution,
-        loss=given.loss,
-        drawn=drawn,
-        steps=given.steps,
-        **pair.settings(WORLD / "loras", PICTURES),
-    )
+    return preset.domain.but(drawn=drawn, **pair.settings(WORLD / "loras", PICTURES))
 
 
 def main() -> None:

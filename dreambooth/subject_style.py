@@ -4,6 +4,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import PartialState
@@ -85,6 +86,7 @@ class SubjectStyle(Domain):
         conditioning: Sequence[Told] = (),
         checkpointing: bool = False,
     ) -> None:
+        self._given = {name: value for name, value in locals().items() if name != "self"}
         refuse(
             "SubjectStyle",
             [
@@ -118,6 +120,10 @@ class SubjectStyle(Domain):
         # Places of the experts in the slots of mixtures that are shared with other prompts.
         self.filled: tuple[int, ...] | None = None
         self.text_filled: tuple[int, ...] | None = None
+
+    def but(self, **settings: Any) -> "SubjectStyle":
+        """The same, not loaded, with some of the constructor's settings replaced."""
+        return SubjectStyle(**{**self._given, **settings})
 
     def mix(self, gate: GateSpec, site: SiteKind, after: int = 0) -> Mapping[str, Mixture]:
         """Load base, experts, pictures and CLIP, and mix the UNet, and the text encoder."""

@@ -74,6 +74,11 @@ def test_they_are_the_command_lines_own(page, tmp_path):
     assert any(value.any() for value in weights(points).values())
 
 
+def with_settings(page, **settings):
+    how = page.trainer.preset
+    page.trainer.preset = replace(how, domain=how.domain.but(**settings))
+
+
 def test_stopped_and_asked_again_they_are_the_same(page, tmp_path):
     whole = trained(page, replace(LESSON, steps=3, every=3))
     first = page.session.gates_of(frozenset({"owl", "ink"}))
@@ -100,7 +105,7 @@ def test_a_preset_for_both_networks_trains_both_and_both_draw(page, tmp_path):
     whole = trained(page)[-1].gates
     assert one_file(whole) == whole / "unet.safetensors"
     write_text_parts(Base.load(page.studio.base), page.loras[0].folder.parent)
-    page.trainer.preset.domain.text_encoder = True
+    with_settings(page, text_encoder=True)
     gates = trained(page, replace(LESSON, rate=2.0))[-1].gates
     unpack_archive(one_file(gates), tmp_path / "unpacked")
     names = {"unet.safetensors", "text_encoder.safetensors"}
@@ -161,7 +166,7 @@ def test_a_fault_midway_leaves_no_gates(page, monkeypatch):
 
 
 def test_a_preset_with_conditioning_trains_gates_that_the_page_loads(page):
-    page.trainer.preset.domain.conditioning = ("time",)
+    with_settings(page, conditioning=("time",))
     points = trained(page)
     assert read_gates(points[-1].gates / "unet.safetensors").features == "time"
     with page.studio.holding(page.loras, points[-1].gates) as pipe:
