@@ -4,7 +4,9 @@
 
 Every variant is the preset but for the factor that its name tells, trained on each development pair
 with two seeds; measures and intervals are those of `composition.py`. A unit that is done is kept
-under out/benchmarks, so that variants may run one by one.
+under out/benchmarks, so that variants may run one by one, and all of them are gathered in
+`results/composition_ablation_units.json`, by variant, pair and seed: what stands there is not
+trained again.
 """
 
 import argparse
@@ -20,12 +22,14 @@ from dreambooth.world.candidates import write_candidates
 from dreambooth.world.compositions import Composition, compositions
 from emoji_pairs import CONFIG, PICTURES, WORLD, domain_of
 from mole_vl.domain import prepare
+from mole_vl.files import new_file
 from mole_vl.gates import Hidden, Responses, ScaledSoftmax
 from mole_vl.specs import to_data
 from mole_vl.training import fit
 from presets import described, load, plan
 from results import FOLDER, ROOT, write_results
 
+UNITS = FOLDER / "composition_ablation_units.json"
 SEEDS = (0, 1)
 NOISES = 4
 # One call of the network, at a time drawn by lot from the first half of 20 steps.
@@ -64,7 +68,7 @@ def scores_of(
     name: str, pair: Composition, seed: int, judges: Judges, folder: Path, steps: int | None
 ) -> dict[str, list[float]]:
     """Scores by measure of one pair's pictures by one variant's gates."""
-    output = folder / name.replace(" ", "_") / f"{pair.name}-{seed}"
+    output = folder / name / f"{pair.name}-{seed}"
     file = output.with_suffix(".json")
     if file.exists():
         return json.loads(file.read_text())
@@ -84,16 +88,36 @@ def scores_of(
     return found
 
 
+def spread_units(folder: Path) -> None:
+    """Lay out the gathered units as those that were made here."""
+    for name, found in json.loads(UNITS.read_text()).items() if UNITS.exists() else ():
+        for unit, scores in found.items():
+            file = folder / name / f"{unit}.json"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_text(json.dumps(scores))
+
+
+def gather_units(folder: Path) -> None:
+    """Gather all units that were ever made."""
+    found: dict[str, dict[str, Any]] = {}
+    for file in sorted(folder.glob("*/*.json")):
+        found.setdefault(file.parent.name, {})[file.stem] = json.loads(file.read_text())
+    with new_file(UNITS) as partial:
+        partial.write_text(json.dumps(found) + "\n")
+
+
 def main() -> None:
     """Run the ablation."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--quick", action="store_true", help="one pair, few steps, for a look")
-    parser.add_argument("--only", nargs="+", choices=VARIANTS, help="train these; write nothing")
+    parser.add_argument("--only", nargs="+", choices=VARIANTS, help="these alone, and no table")
     options = parser.parse_args()
     write_candidates(WORLD, PICTURES)
     preset = load(CONFIG)
     judges = Judges(preset.domain.judge_name, preset.domain.clip_name)
     folder = ROOT / "out/benchmarks/composition_ablation" / ("quick" if options.quick else "full")
+    if not options.quick:
+        spread_units(folder)
     pairs = compositions(WORLD, "dev")[: 1 if options.quick else None]
     units: dict[str, dict[str, dict[str, list[float]]]] = {pair.name: {} for pair in pairs}
     for name in options.only or VARIANTS:
@@ -105,6 +129,8 @@ def main() -> None:
                     found.setdefault(measure, []).extend(values)
             units[pair.name][name] = found
         print(f"{name}: done", flush=True)
+    if not options.quick:
+        gather_units(folder)
     if options.only:
         return
     rows = summary(None, by_arm(pairs, units)[None])
