@@ -14,6 +14,7 @@ from jsonargparse import auto_cli
 from mole_vl import save_gates
 from mole_vl.domain import Domain, prepare
 from mole_vl.faults import as_messages
+from mole_vl.files import check_output
 from mole_vl.gates import GateSpec, MoLE
 from mole_vl.sites import SiteKind
 from mole_vl.training import LOG, FitConfig, draw_gates, fit as run
@@ -44,6 +45,7 @@ def train_gates(
             training; 0 for none.
         report: Whether the arms are judged on held-out examples at the end.
     """
+    check_output("fit.output", fit.output)
     mixtures, task, settings = prepare(
         domain, gate, fit, site=site, after=after, balance=balance, centring=centring
     )

@@ -1,5 +1,6 @@
 """The base under the LoRAs: a Stable Diffusion's parts, frozen, and what is asked of them."""
 
+import re
 from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -96,7 +97,7 @@ class Base:
             ValueError: No base that noises latents and reads prompts by CLIP.
         """
         if not (Path(name) / "model_index.json").exists() and (
-            Path(name).exists() or name.count("/") != 1
+            Path(name).exists() or not re.fullmatch(r"[\w.-]+/[\w.-]+", name)
         ):
             raise FileNotFoundError(
                 f"{name} has no model_index.json: expected a Stable Diffusion in diffusers' "

@@ -43,7 +43,7 @@ class ClipLoss:
 
     Args:
         steps: Sampler steps.
-        guidance: Strength of classifier-free guidance.
+        guidance: Strength of classifier-free guidance; 1 is the prompt alone.
         negatives: Whether a picture's negative row takes its positive row's gate results (shared),
             or has its own; a pipeline's `guidance` must say the same.
         first: Share of the sampler's steps before the earliest that is judged.
@@ -82,7 +82,7 @@ class ClipLoss:
             "ClipLoss",
             [
                 at_least("steps", self.steps, 1),
-                at_least("guidance", self.guidance, 0),
+                at_least("guidance", self.guidance, 1),
                 one_of("negatives", self.negatives, get_args(Negatives)),
                 None if ordered else f"{ends}, expected 0 <= first <= last <= 1",
                 at_least("through", self.through, 1),

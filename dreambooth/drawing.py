@@ -18,7 +18,7 @@ class DrawConfig:
 
     Args:
         steps: Sampler steps.
-        guidance: Strength of classifier-free guidance.
+        guidance: Strength of classifier-free guidance; 1 is the prompt alone.
         negative: Negative prompt.
         at_once: Pictures that are drawn together.
     """
@@ -33,7 +33,7 @@ class DrawConfig:
             "DrawConfig",
             [
                 at_least("steps", self.steps, 1),
-                at_least("guidance", self.guidance, 0),
+                at_least("guidance", self.guidance, 1),
                 at_least("at_once", self.at_once, 1),
             ],
         )

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from textwrap import shorten
 from typing import Any
 
 import torch
@@ -73,7 +74,7 @@ class Reader:
         refuse(
             "prompts",
             [
-                f"{prompt!r} has {len(row)} tokens, expected at most {length}"
+                f"{shorten(prompt, 60)!r} has {len(row)} tokens, expected at most {length}"
                 for prompt, row in zip(prompts, ids, strict=True)
                 if len(row) > length
             ],

@@ -27,6 +27,7 @@ from dreambooth.text_gates import Unencoded, encode_gated
 from mole_vl import Expert, Mixture
 from mole_vl.arms import arms
 from mole_vl.domain import Domain, gate_parameters
+from mole_vl.experts import check_names
 from mole_vl.faults import at_least, refuse
 from mole_vl.files import digest
 from mole_vl.gates import GateSpec
@@ -151,6 +152,7 @@ class SubjectStyle(Domain):
         """
         loras = [read_parts(folder) for folder in self.expert_folders]
         experts = [parts[UNET] for parts in loras]
+        check_names(experts)
         names = {expert.name for expert in experts}
         if set(self.picture_folders) != names:
             raise ValueError(

@@ -32,7 +32,7 @@ from dreambooth.samples import sampling_watch
 from dreambooth.subjects import expand
 from mole_vl import Expert, write_peft
 from mole_vl.faults import as_messages
-from mole_vl.files import digest, new_folder
+from mole_vl.files import check_output, digest, new_folder
 from mole_vl.training import FitResult, fit
 
 _PRECISION = {"fp16": torch.float16, "bf16": torch.bfloat16}
@@ -115,6 +115,8 @@ def main(config: CandidatesConfig) -> None:
     if not missing:
         print(f"all {len(config.candidates)} LoRAs are in {config.output}")
         return
+    check_output("output", config.output)
+    check_output("fit.output", config.fit.output)
     # All folders are read before the first step: a fault in the last one shows at once.
     examples = {c.name: read_examples(c.data, c.prompt) for c in missing}
     base = Base.load(config.base, _PRECISION.get(Accelerator().mixed_precision, torch.float32))

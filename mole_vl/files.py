@@ -51,6 +51,17 @@ def check_file(name: str, file: Path, expected: str) -> None:
         raise FileNotFoundError(f"{name}: {file} is no file, expected {expected}")
 
 
+def check_output(name: str, folder: Path) -> None:
+    """Raise ValueError, naming the setting, unless a folder can be made there, or written to."""
+    standing = next(place for place in (folder, *folder.absolute().parents) if place.exists())
+    if not standing.is_dir():
+        raise ValueError(f"{name}: {standing} is a file, expected a folder")
+    try:
+        tempfile.TemporaryDirectory(prefix=".", dir=standing).cleanup()
+    except OSError as error:
+        raise ValueError(f"{name}: {folder} cannot be written: {error.strerror}") from error
+
+
 def digest(files: Iterable[Path]) -> str:
     """SHA-256 of the contents of files, one after the other, in hexadecimal digits."""
     state = hashlib.sha256()

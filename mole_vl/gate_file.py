@@ -84,6 +84,9 @@ def read_gates(path: str | Path) -> GateFile:
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
     except SafetensorError as error:
         raise ValueError(f"{path} is damaged or no safetensors file: {error}") from error
+    broken = [key for key, tensor in tensors.items() if not bool(tensor.isfinite().all())]
+    if broken:
+        raise ValueError(f"{path}: the gates' tensor {broken[0]} holds NaN or infinite values")
     if header is None:
         raise ValueError(f"{path} is no gate file: its header has no 'mole_vl' entry")
     data: dict[str, Any] = json.loads(header)

@@ -80,18 +80,20 @@ def merged(
     Raises:
         ValueError: A rank below 1, or weights that `bake` would refuse, or that are all zero.
     """
-    refuse("merged", [at_least("rank", rank, 1)])
-    layers, error, missed, whole = {}, {}, 0.0, 0.0
+    whole = rank is None or (isinstance(rank, int) and not isinstance(rank, bool))
+    fault = at_least("rank", rank, 1) if whole else f"rank is {rank!r}, expected a whole number"
+    refuse("merged", [fault])
+    layers, error, missed, entire = {}, {}, 0.0, 0.0
     for path, own in mixture.constant_weights(weights).items():
         a, b = mixture.layers[path].stacked(own)
         factors, lost, size = _truncated(a, b, rank)
         if size == 0:
             continue  # An update of nothing: the layer is as the base has it.
         layers[path], error[path] = factors, (lost / size) ** 0.5
-        missed, whole = missed + lost, whole + size
+        missed, entire = missed + lost, entire + size
     if not layers:
         raise ValueError("merged: with these weights nothing changes the base")
-    return Merged(Expert(name, layers), error, (missed / whole) ** 0.5)
+    return Merged(Expert(name, layers), error, (missed / entire) ** 0.5)
 
 
 def _truncated(a: Tensor, b: Tensor, rank: int | None) -> tuple[Factors, float, float]:

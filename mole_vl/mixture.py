@@ -107,6 +107,8 @@ class Mixture(nn.Module):
         """
         if not isinstance(strength, Real | Tensor):
             raise ValueError(f"strength is {strength!r}, expected a number or a tensor of one")
+        if not bool(torch.as_tensor(strength).isfinite().all()):
+            raise ValueError(f"strength is {strength!r}, expected finite numbers")
         return self._told(strength=self._dispatch.conditions.strength * strength)
 
     def masked(self, names: Sequence[str]) -> AbstractContextManager[None]:
@@ -214,6 +216,8 @@ class Mixture(nn.Module):
             self._known(given)
             given = [float(given.get(name, 0.0)) for name in self.names]
         weights = torch.as_tensor(given, dtype=torch.float32, device=self._device())
+        if not bool(weights.isfinite().all()):
+            raise ValueError(f"weights are {given!r}, expected finite numbers")
         if weights.shape[-1:] != (len(self.names),):
             raise ValueError(
                 f"weights of shape {tuple(weights.shape)}: expected {len(self.names)} at the end, "

@@ -212,8 +212,9 @@ def check_config(config: Any, where: str) -> None:
     if start not in _PLAIN_STARTS:
         faults.append(f"init_lora_weights = {start!r} changes the base; convert it to plain LoRA")
     for key, kind in (("r", int), ("lora_alpha", int | float)):
-        if not isinstance(config.get(key), kind) or config[key] <= 0:
-            faults.append(f"{key} = {config.get(key)!r}, expected a positive number")
+        value: Any = config.get(key)
+        if not isinstance(value, kind) or not 0 < value < math.inf:
+            faults.append(f"{key} = {value!r}, expected a positive number")
     if faults:
         raise ValueError(f"{where}: " + "; ".join(faults))
 

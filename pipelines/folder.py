@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from mole_vl import Mixture, save_gates
-from mole_vl.files import new_folder
+from mole_vl.files import check_file, new_folder
 from mole_vl.peft_folder import write_peft
 from pipelines.bearing import BearsExperts
 from pipelines.loading import Bank
@@ -29,23 +29,39 @@ def save_mixture(folder: Path, bank: Bank, mixtures: Mapping[str, Mixture]) -> N
         (partial / _INDEX).write_text(json.dumps(index, indent=1) + "\n")
 
 
+def check_replaceable(folder: Path) -> None:
+    """Raise ValueError where a saved mixture's place holds anything else, which would be lost."""
+    strange = sorted({p.name for p in (folder / FOLDER).glob("*")} - {"experts", "gates", _INDEX})
+    if strange:
+        raise ValueError(
+            f"{folder / FOLDER} holds {strange[0]}, which is no part of a mixture: take another "
+            "folder, or move it"
+        )
+
+
 def drop_mixture(folder: Path) -> None:
     """Remove what an older mixture left in a folder."""
     shutil.rmtree(folder / FOLDER, ignore_errors=True)
 
 
 def has_mixture(folder: Path) -> bool:
-    """Whether a mixture was saved with a pipeline."""
-    return (folder / FOLDER / _INDEX).exists()
+    """Whether a mixture was saved with a pipeline, or what is left of one."""
+    return (folder / FOLDER).is_dir()
 
 
 def load_mixture(pipe: BearsExperts, folder: Path) -> None:
     """Put the experts and gates of a saved pipeline into its base.
 
     Raises:
-        ValueError: Written by another version.
+        FileNotFoundError: Its index is missing.
+        ValueError: Its index is damaged, or written by another version.
     """
-    index = json.loads((folder / FOLDER / _INDEX).read_text())
+    file = folder / FOLDER / _INDEX
+    check_file("from_pretrained", file, "the list of the experts that were saved there")
+    try:
+        index = json.loads(file.read_text())
+    except ValueError as error:
+        raise ValueError(f"{file} is no JSON: {error}") from error
     if index.get("format") != FORMAT:
         raise ValueError(
             f"{folder / FOLDER / _INDEX}: format is {index.get('format')!r}, expected {FORMAT!r}"

@@ -14,7 +14,14 @@ from dreambooth.lora_files import Form, write_lora
 from mole_vl import Mixture, merged
 from mole_vl.arms import together
 from pipelines.bearing import BearsExperts
-from pipelines.folder import drop_mixture, has_mixture, load_mixture, name_base, save_mixture
+from pipelines.folder import (
+    check_replaceable,
+    drop_mixture,
+    has_mixture,
+    load_mixture,
+    name_base,
+    save_mixture,
+)
 from pipelines.recipe import Recipe, as_data, gates_digest
 from pipelines.recording import Recording
 from pipelines.weights import check_known
@@ -29,12 +36,14 @@ class Kept(BearsExperts):
         The base is written as it is without experts: diffusers' own class reads it there.
 
         Raises:
-            ValueError: `push_to_hub`, which would leave the experts out.
+            ValueError: `push_to_hub`, which would leave the experts out; other files where the
+                mixture goes.
             RuntimeError: The experts were mixed in by hand, or are baked into the base.
         """
         parent: Any = super()
         mixtures = dict(self.mixtures)
         bank = self._loaded("save_pretrained") if mixtures else {}
+        check_replaceable(Path(save_directory))
         if mixtures and kwargs.get("push_to_hub"):
             raise ValueError(
                 "save_pretrained: push_to_hub would leave the experts out; save, then upload the "
@@ -146,6 +155,7 @@ class Kept(BearsExperts):
         self, part: str, mixture: Mixture, weights: Mapping[str, float] | Recording | None
     ) -> Mapping[str, float] | Mapping[str, Tensor] | None:
         if isinstance(weights, Recording):
+            weights.check_experts(part, mixture.names)
             return weights.mean(part)
         if weights is not None:
             check_known(self.experts, weights, "weights")

@@ -78,6 +78,8 @@ def gate_parts(
         FileNotFoundError: No gate file there.
         ValueError: Gates of another part, or for other experts or sites; all is as before then.
     """
+    if folder.is_file():
+        raise ValueError(f"{folder} is a file, expected the gates' folder, {folder.parent}")
     files = {path.stem: path for path in sorted(folder.glob("*.safetensors"))}
     experts = _by_part(bank, models)
     if not files:

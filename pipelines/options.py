@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import get_args
 
 from dreambooth.adapter import Negatives
-from mole_vl.faults import one_of, refuse
+from mole_vl.faults import instance_of, one_of, refuse
 from pipelines.composition import Composition
 from pipelines.schedules import Schedule
 from pipelines.weights import WeightSchedule
@@ -38,6 +38,7 @@ class Options:
             "drawing",
             [
                 one_of("guidance", self.guidance, get_args(Negatives)),
+                None if self.mixing is None else instance_of("mixing", self.mixing, Composition),
                 "weights and mixing both replace the gates, expected one of them" if both else None,
                 "a schedule is empty, expected at least one value" if empty else None,
             ],

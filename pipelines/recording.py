@@ -55,6 +55,15 @@ class Recording(Mapping[str, WeightMap]):
     def __len__(self) -> int:
         return len(self._names)
 
+    def check_experts(self, component: str, experts: tuple[str, ...]) -> None:
+        """Raise ValueError unless the component was recorded with these experts in this order."""
+        own = self._names.get(component, ())
+        if own != experts:
+            raise ValueError(
+                f"weights: the recording of {component} is of the experts "
+                f"{', '.join(own) or 'none'}, expected {', '.join(experts)}"
+            )
+
     def mean(self, component: str) -> dict[str, Tensor]:
         """The mean weights (E,) of each site: what an export may stand for.
 

@@ -65,6 +65,11 @@ def export_base(world: World, run: Path, folder: Path) -> None:
 
     def write(partial: Path) -> None:
         pipeline.save_pretrained(partial)
+        # transformers loads a model in the type that it was saved in, diffusers in fp32: in one
+        # pipeline they would not meet. Its weights are fp16 all the same.
+        config = partial / "text_encoder/config.json"
+        said = json.loads(config.read_text()) | {"dtype": "float32"}
+        config.write_text(json.dumps(said, indent=2, sort_keys=True) + "\n")
         shutil.copytree(folder / "vae", partial / "vae", dirs_exist_ok=True)  # to the bit
         (partial / TRAINED).write_text(json.dumps({"samples": samples}) + "\n")
 

@@ -5,9 +5,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
 
+from accelerate.utils import LoggerType
+
 from mole_vl.faults import at_least, between, one_of, refuse
 from mole_vl.training.optimizers import Rule, lacking
 
+_TRACKERS = [kind.value for kind in LoggerType]
 _SCHEDULES = ("constant", "linear", "cosine")
 
 
@@ -72,6 +75,7 @@ class FitConfig:
                 at_least("seed", self.seed, 0),
                 at_least("save_every", self.save_every, 1),
                 at_least("log_every", self.log_every, 1),
+                *(one_of("trackers", name, _TRACKERS) for name in self.trackers),
             ],
         )
 

@@ -19,8 +19,9 @@ from accelerate.utils import broadcast, set_seed
 from torch import nn
 from tqdm.auto import tqdm
 
-from mole_vl.files import new_file
+from mole_vl.files import check_output, new_file
 from mole_vl.processes import sum_over_processes
+from mole_vl.training.alone import alone_in
 from mole_vl.training.config import FitConfig
 from mole_vl.training.optimizers import make_optimizers
 from mole_vl.training.rows import mix_seed, rows_of_step
@@ -264,6 +265,25 @@ class _Run:
         if self.config.trackers:
             self.accelerator.log(values, step=self.step)
 
+    def start_trackers(self) -> None:
+        """Tell the trackers the settings, as plain values, which are all that they take."""
+        if self.config.trackers:
+            known = {
+                name: v if isinstance(v, int | float) else str(v)
+                for name, v in self.settings.items()
+            }
+            self.accelerator.init_trackers("mole-vl", config=known)
+
+    def finish(self) -> None:
+        """Close the trackers; the parameters take their averages."""
+        if self.config.trackers:
+            # Not `end_training`, which would end the process group as well: another fit may follow.
+            for tracker in self.accelerator.trackers:
+                tracker.finish()
+        with torch.no_grad():
+            for name, average in self.averages.items():
+                self.parameters[name].copy_(average)
+
 
 def _stopped(watch: Watch, progress: Progress) -> bool:
     """Whether a watch has had enough, in any of the processes: all of them end at one step."""
@@ -295,19 +315,21 @@ def fit(
         The run's end. The task's parameters hold the trained weights (their average with `ema`).
 
     Raises:
-        ValueError: The settings contradict the processes, or the run found in the output folder.
+        ValueError: The settings contradict the processes, or the run found in the output folder;
+            that folder cannot be written, or another run is at work in it.
         FloatingPointError: A term of the loss is no finite number.
     """
+    check_output("fit", Path(config.output))
     run = _Run(task, config, settings or {})
     run.output.mkdir(parents=True, exist_ok=True)
-    run.resume()
-    if config.trackers:
-        # Trackers take plain values alone.
-        known = {
-            name: v if isinstance(v, int | float) else str(v) for name, v in run.settings.items()
-        }
-        run.accelerator.init_trackers("mole-vl", config=known)
-    start = time.monotonic()
+    with alone_in(run.output, run.accelerator.is_main_process):
+        run.resume()
+        run.start_trackers()
+        return _loop(run, watch)
+
+
+def _loop(run: _Run, watch: Watch | None) -> FitResult:
+    config, start = run.config, time.monotonic()
     terms: Mapping[str, float] = {}
     bar = tqdm(
         total=config.steps,
@@ -328,11 +350,5 @@ def fit(
             if watch and _stopped(watch, Progress(run.step, config.steps, terms, run.accelerator)):
                 run.save()
                 break
-    if config.trackers:
-        # Not `end_training`, which would end the process group as well: another fit may follow.
-        for tracker in run.accelerator.trackers:
-            tracker.finish()
-    with torch.no_grad():
-        for name, average in run.averages.items():
-            run.parameters[name].copy_(average)
+    run.finish()
     return FitResult(run.step, time.monotonic() - start, terms)

@@ -428,10 +428,21 @@ def test_mistakes_are_named(tmp_path, domain):
         ValueError, match=r"has no unet folder \(found the LoRA's files themselves\): expected"
     ):
         domain.mix(MoLE(), "block")
+    domain.expert_folders = [tmp_path / "loras/owl"] * 2
+    with pytest.raises(ValueError, match=r"owl.*owl"):
+        domain.mix(MoLE(), "block")
     with pytest.raises(ValueError, match="site 'preview' holds one reading"):
         domain.mix(MoLE(), "preview", 1)
     with pytest.raises(ValueError, match=r"steps is 0, .*first is 0.9, last is 0.2"):
         ClipLoss(steps=0, first=0.9, last=0.2)
+    with pytest.raises(ValueError, match=r"guidance is 0.5, expected at least 1"):
+        ClipLoss(guidance=0.5)
+    with pytest.raises(
+        FileNotFoundError, match=r"/nope has no model_index.json: expected a Stable"
+    ):
+        Base.load("/nope")
+    with pytest.raises(ValueError, match=r"prompts: 'a a a .*\[...\]' has \d+ tokens, expected"):
+        Base.load(domain.base_name).encode_prompts(["a " * 99])
     with pytest.raises(ValueError, match="negatives is 'none', expected one of shared, own"):
         ClipLoss(negatives="none")
     with pytest.raises(ValueError, match="all of text, picture, directional, l2, denoise are 0"):

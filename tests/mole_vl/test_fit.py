@@ -281,6 +281,27 @@ def test_numbers_that_are_none_stop_the_run_and_keep_the_checkpoint(tmp_path):
     assert all(torch.isfinite(w).all() for w in read_snapshot(tmp_path).weights.values())
 
 
+def test_one_run_at_a_time_in_one_folder(tmp_path):
+    def again(_progress):
+        with pytest.raises(ValueError, match=r"another run is at work in .*: wait for its end"):
+            trained(tmp_path, seed=1)
+
+    task = ToyTask()
+    fit(task, config(tmp_path, steps=2), watch=again)
+    assert_same(dict(task.parameters()), trained(tmp_path / "undisturbed", steps=2))
+    assert not (tmp_path / ".lock").exists()
+    fit(ToyTask(), config(tmp_path, steps=2))
+
+
+def test_an_output_that_cannot_be_is_found_before_the_first_step(tmp_path):
+    (tmp_path / "file").write_text("mine")
+    for place in ("file", "file/run"):
+        with pytest.raises(ValueError, match=r"fit: .*/file is a file, expected a folder"):
+            trained(tmp_path / place)
+    with pytest.raises(ValueError, match=r"fit: /proc/run cannot be written: "):
+        trained(Path("/proc/run"))
+
+
 def test_all_faults_of_a_config_come_at_once(tmp_path):
     with pytest.raises(
         ValueError, match=r"steps is 0, expected at least 1; lr is -1, .*schedule is 'up'"
@@ -288,5 +309,7 @@ def test_all_faults_of_a_config_come_at_once(tmp_path):
         FitConfig(output=tmp_path, steps=0, lr=-1, schedule="up")
     with pytest.raises(ValueError, match=r"steps is -1, expected at least 1$"):
         FitConfig(output=tmp_path, steps=-1)
+    with pytest.raises(ValueError, match=r"trackers is 'paper', expected one of .*tensorboard"):
+        FitConfig(output=tmp_path, steps=1, trackers=("tensorboard", "paper"))
     with pytest.raises(ValueError, match="8 rows do not divide into pieces of 3"):
         fit(ToyTask(), config(tmp_path, micro_rows=3))

@@ -1,5 +1,6 @@
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from mole_vl import mix, mix_from, read_gates, save_gates
@@ -90,3 +91,16 @@ def test_damaged_and_missing_gate_files_are_one_clear_error(tmp_path):
         with pytest.raises(ValueError, match="damaged or no safetensors"):
             read_gates(path)
     assert [p.name for p in tmp_path.iterdir()] == ["gates.safetensors"]
+
+
+def test_gates_that_are_no_numbers_are_refused(tmp_path):
+    model = Toy()
+    file = tmp_path / "gates.safetensors"
+    save_gates(mix(model, three(model), gate=MoLE(), blocks=BLOCKS), file)
+    with safe_open(file, framework="pt") as opened:
+        metadata = opened.metadata()
+    tensors = load_file(file)
+    key = next(key for key in tensors if key.endswith("bias"))
+    save_file({**tensors, key: tensors[key] * float("nan")}, file, metadata)
+    with pytest.raises(ValueError, match=f"gates' tensor '?{key}'? holds NaN or infinite values"):
+        read_gates(file)

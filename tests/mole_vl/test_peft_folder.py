@@ -96,6 +96,7 @@ def edited(folder, **changes):
         ({"some_new_field": 3}, "some_new_field = 3 is not supported"),
         ({"r": 5}, "expected rank 5"),
         ({"lora_alpha": None}, "lora_alpha = None, expected a positive number"),
+        ({"lora_alpha": float("nan")}, "lora_alpha = nan, expected a positive number"),
         ({"bias": "all"}, "bias = 'all', expected 'none': train the LoRA without biases"),
     ],
 )

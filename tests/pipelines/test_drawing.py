@@ -5,7 +5,7 @@ import torch
 
 from dreambooth.adapter import positive_rows
 from mole_vl.gates import Average, Sum
-from pipelines import Composite
+from pipelines import Composite, Switch
 from tests.pipelines.toys import (
     TEXT,
     differ,
@@ -194,6 +194,11 @@ def test_rows_of_the_adapter_are_the_pipelines():
         ({"weights": {"eve": 1.0}}, "weights: unknown expert 'eve'"),
         ({"weights": [[1.0, 0.0]] * 3}, r"shape \(3, 2\): expected \(2,\) or \(1, 2\), for 1 pict"),
         ({"weights": [1.0]}, r"shape \(1,\): expected \(2,\)"),
+        ({"weights": [float("nan"), 1.0]}, "expected finite numbers"),
+        ({"weights": {"ann": float("inf")}}, "expected finite numbers"),
+        ({"strength": float("nan")}, "strength is nan, expected finite numbers"),
+        ({"mixing": "switch"}, "mixing is a str, expected a Composition"),
+        ({"mixing": Switch}, r"mixing is the class Switch, expected an instance: Switch\(\)"),
         ({"weights": []}, "a schedule is empty"),
         ({"strength": ()}, "a schedule is empty"),
         ({"guidance": "both"}, "guidance is 'both', expected one of shared, own"),

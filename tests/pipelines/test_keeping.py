@@ -204,9 +204,44 @@ def test_exports_that_stand_for_nothing_are_refused(tmp_path):
         pipe.export(tmp_path / "one", weights={"eve": 1.0})
     with pytest.raises(ValueError, match="rank is 0"):
         pipe.export(tmp_path / "one", 0, weights=GIVEN)
+    with pytest.raises(ValueError, match=r"rank is 1.5, expected a whole number"):
+        pipe.export(tmp_path / "one", 1.5, weights=GIVEN)
+    other = mixed(names=("ann", "eve"))
+    with other.record() as recording:
+        draw(other)
+    with pytest.raises(ValueError, match="of unet is of the experts ann, eve, expected ann, bob"):
+        pipe.export(tmp_path / "one", weights=recording)
     with pytest.raises(ValueError, match="nothing changes the base"):
         pipe.export(tmp_path / "one", weights={"ann": 0.0})
     assert not (tmp_path / "one").exists()
+
+
+def test_what_is_not_of_a_mixture_is_not_replaced(tmp_path):
+    pipe = mixed()
+    pipe.save_pretrained(tmp_path)
+    (tmp_path / "mixture/notes.txt").write_text("mine")
+    with pytest.raises(ValueError, match=r"mixture holds notes.txt, which is no part of a mixture"):
+        pipe.save_pretrained(tmp_path)
+    assert (tmp_path / "mixture/notes.txt").read_text() == "mine"
+
+
+def test_what_is_left_of_a_saved_mixture_is_no_plain_base(tmp_path):
+    mixed().save_pretrained(tmp_path)
+    index = tmp_path / "mixture/index.json"
+    index.write_text("{")
+    with pytest.raises(ValueError, match=r"mixture/index.json is no JSON"):
+        MoLEStableDiffusionPipeline.from_pretrained(tmp_path)
+    index.unlink()
+    with pytest.raises(FileNotFoundError, match=r"index.json is no file, expected the list"):
+        MoLEStableDiffusionPipeline.from_pretrained(tmp_path)
+
+
+def test_a_gate_file_in_place_of_its_folder_is_said(tmp_path):
+    pipe = mixed()
+    pipe.save_pretrained(tmp_path)
+    file = tmp_path / "mixture/gates/unet.safetensors"
+    with pytest.raises(ValueError, match=r"unet.safetensors is a file, expected the gates' folder"):
+        pipe.load_gates(file)
 
 
 def test_a_part_whose_experts_are_at_zero_is_left_out(tmp_path):
