@@ -53,7 +53,10 @@ def config(tmp_path, **changes):
 def test_from_a_config_to_gates_and_a_report(tmp_path, domain, capsys):
     train_gates(domain, config(tmp_path), gate=MoLE(normaliser=Sigmoid()), balance=0.01)
     log = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
-    assert log[-1].keys() == {"step", "lr", "lm", "balance"}
+    said = {name for name in log[-1] if name.startswith("gates/model/")}
+    assert log[-1].keys() - said == {"step", "lr", "lm", "balance"}
+    assert {name.rsplit("/", 1)[1] for name in said} == {"past", "plural"}
+    assert (tmp_path / "run/gates/model.svg").exists()
     report = (tmp_path / "run/report.md").read_text()
     assert report in capsys.readouterr().out + "\n"
     assert report.splitlines()[0] == "| exact match | base | sum | NLA | gates | oracle |"
