@@ -1,11 +1,12 @@
 """Files and folders that are complete or absent."""
 
+import errno
 import hashlib
 import os
 import shutil
 import tempfile
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 
@@ -14,7 +15,12 @@ def new_folder(folder: Path) -> Iterator[Path]:
     """A folder to fill; at the end of the block it stands as `folder`, in place of an older one.
 
     On an error nothing of it is left, and an older folder stays.
+
+    Raises:
+        ValueError: A file is in its place.
     """
+    if folder.is_file():
+        raise ValueError(f"{folder} is a file, expected a folder")
     folder.parent.mkdir(parents=True, exist_ok=True)
     partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
     try:
@@ -23,11 +29,30 @@ def new_folder(folder: Path) -> Iterator[Path]:
         partial.chmod(0o755)
         for path in partial.rglob("*"):
             path.chmod(0o755 if path.is_dir() else 0o644)
-        if folder.exists():
-            shutil.rmtree(folder)
-        partial.rename(folder)
+        _take_place(partial, folder)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def _take_place(partial: Path, folder: Path) -> None:
+    """Rename a folder over another; of two programs that do so at once, the later one's stands."""
+    old = Path(f"{partial}.old")
+    try:
+        while True:
+            with suppress(FileNotFoundError):
+                folder.rename(old)
+            try:
+                partial.rename(folder)
+                return
+            except OSError as error:
+                if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                    with suppress(OSError):
+                        old.rename(folder)
+                    raise
+                # Another one was quicker.
+                shutil.rmtree(old, ignore_errors=True)
+    finally:
+        shutil.rmtree(old, ignore_errors=True)
 
 
 @contextmanager
