@@ -10,9 +10,10 @@ drawing, which nothing was trained on, both seen from the mean training picture:
 EfficientNet-Lite0 (ImageNet), and by loss-CLIP, which trains the gates, in rows marked so. The rank
 of the truth is its place among all pictures of the world, nearest first. Text alignment is
 judge-CLIP's cosine to the caption. The unit is the pair, its noises averaged first; intervals are
-by bootstrap over subjects. A pair that is done is kept under out/benchmarks and not drawn again;
-with `--part`, which writes no results, several processes share the pairs (the first trains the slot
-gates: start the others when it draws pairs), and a last run without it gathers them.
+by bootstrap over subjects. A pair that is done is kept in `results/composition_SPLIT_units.json`
+and not drawn again, its pictures under out/benchmarks; with `--part`, which writes no results,
+several processes share the pairs (the first trains the slot gates: start the others when it draws
+pairs), and a last run without it writes them.
 
 Slot gates are trained on the pairs of one half of the subjects and used on the other half's, which
 they never saw.
@@ -23,6 +24,7 @@ import json
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +55,7 @@ from mole_vl.gates import Free, MoLE, Sigmoid
 from mole_vl.training import fit, mix_seed
 from presets import described, load, plan
 from results import FOLDER, ROOT, measured, write_results
+from units import Units
 
 OUT = ROOT / "out/benchmarks/composition"
 STRENGTHS = (0.6, 0.8, 1.0)
@@ -60,6 +63,7 @@ MERGES = ("sum", *(f"peft {kind}" for kind in KINDS))
 SWITCH_EVERY = 5
 SLOTS = ("subject", "style")
 SLOT_STEPS, SLOT_ROWS = 90, 8
+NOISES = 4
 
 
 class Judges:
@@ -224,30 +228,30 @@ def drawn(domain: SubjectStyle, branches: Branches, noises: int) -> Tensor:
     )
 
 
-def units_of(
+def scores_of(
     preset: Any,
     pair: Composition,
     strengths: Mapping[str, Sequence[float]],
     judges: Judges,
     slot_file: Path,
-    folder: Path,
+    output: Path,
     options: argparse.Namespace,
 ) -> dict[str, dict[str, list[float]]]:
     """Scores of one pair by way and measure; its pictures are left as a grid."""
-    file = folder / f"{pair.name}.json"
-    if file.exists():
-        return json.loads(file.read_text())
     found, rows = {}, {}
     steps = 2 if options.quick else preset.fit.steps
-    output = folder / pair.name
-    every = ways(preset, pair, strengths, slot_file, output, options.noises, steps)
+    every = ways(preset, pair, strengths, slot_file, output, NOISES, steps)
     for name, domain, branches in every:
-        rows[name] = drawn(domain, branches, options.noises)
+        rows[name] = drawn(domain, branches, NOISES)
         found[name] = judges.scores(rows[name], pair, domain.caption)
     rows["truth"] = judges.picture(pair).unsqueeze(0)
-    save_grid(rows, folder / f"{pair.name}.png")
-    file.write_text(json.dumps(found))
+    save_grid(rows, output / "pictures.png")
     return found
+
+
+def settings_of(preset: Any) -> dict[str, Any]:
+    """How a preset's pictures are made, and how many for each unit."""
+    return described(CONFIG) | {"loss": asdict(preset.domain.loss), "noises": NOISES}
 
 
 def chosen_strengths(scores: Mapping[str, Mapping[str, Sequence[float]]]) -> dict[str, float]:
@@ -262,7 +266,6 @@ def main() -> None:
     """Run the benchmark."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--split", choices=("dev", "test"), default="dev")
-    parser.add_argument("--noises", type=int, default=4, help="pictures of each pair and way")
     parser.add_argument("--quick", action="store_true", help="two pairs, few steps, for a look")
     parser.add_argument("--part", default="1/1", help="the Kth of N processes' pairs, as K/N")
     options = parser.parse_args()
@@ -276,26 +279,35 @@ def main() -> None:
     preset = load(CONFIG)
     judges = Judges(preset.domain.judge_name, preset.domain.clip_name)
     folder = OUT / ("quick" if options.quick else options.split)
-    folder.mkdir(parents=True, exist_ok=True)
+    settings = settings_of(preset) | {
+        "slot gates": {"steps": 2 if options.quick else SLOT_STEPS, "rows a step": SLOT_ROWS},
+    }
+    gathered = results / f"composition_{options.split}_units.json"
+    kept = Units(folder / "units", gathered, settings | {"strengths": strengths})
     pairs = compositions(WORLD, options.split)[: 2 if options.quick else None]
     subjects = list(dict.fromkeys(pair.subject.name for pair in pairs))
-    slot_files = trained_slots(preset, pairs, folder, 2 if options.quick else SLOT_STEPS)
+    slot_steps = settings["slot gates"]["steps"]
+    slot_files = cache(lambda: trained_slots(preset, pairs, folder / "runs", slot_steps))
     units: dict[str, dict[str, dict[str, list[float]]]] = {}
     for pair in pairs[part - 1 :: parts]:
-        slot_file = slot_files[subjects.index(pair.subject.name) % 2]
-        units[pair.name] = units_of(preset, pair, strengths, judges, slot_file, folder, options)
+        half = subjects.index(pair.subject.name) % 2
+        output = folder / "runs" / pair.name
+        units[pair.name] = kept.get(
+            pair.name,
+            lambda pair=pair, half=half, output=output: scores_of(
+                preset, pair, strengths, judges, slot_files()[half], output, options
+            ),
+        )
+        kept.gather()
         print(f"{pair.name}: done", flush=True)
     if parts > 1:
         return
     scores = by_arm(pairs, units)
-    settings = described(CONFIG) | {
-        "loss": asdict(preset.domain.loss),
-        "noises": options.noises,
-        "slot gates": {"steps": SLOT_STEPS, "rows a step": SLOT_ROWS},
-        "strengths": chosen_strengths(scores[None])
+    settings["strengths"] = (
+        chosen_strengths(scores[None])
         if options.split == "dev"
-        else {merge: one[0] for merge, one in strengths.items()},
-    }
+        else {merge: one[0] for merge, one in strengths.items()}
+    )
     rows = [row for style, found in scores.items() for row in summary(style, found)]
     name = f"composition_{options.split}"
     write_results(name, rows, settings=settings, seeds=[preset.fit.seed], folder=results)

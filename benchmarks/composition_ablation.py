@@ -10,28 +10,27 @@ trained again.
 """
 
 import argparse
-import json
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from composition import Judges, by_arm, summary
+from composition import NOISES, Judges, by_arm, settings_of, summary
 from dreambooth.clip_task import ClipLoss
 from dreambooth.data import Jitter
 from dreambooth.world.candidates import write_candidates
 from dreambooth.world.compositions import Composition, compositions
 from emoji_pairs import CONFIG, PICTURES, WORLD, domain_of
 from mole_vl.domain import prepare
-from mole_vl.files import new_file
 from mole_vl.gates import Hidden, Responses, ScaledSoftmax
 from mole_vl.specs import to_data
 from mole_vl.training import fit
-from presets import described, load, plan
+from presets import load, plan
 from results import FOLDER, ROOT, write_results
+from units import Units
 
-UNITS = FOLDER / "composition_ablation_units.json"
+UNITS = "composition_ablation_units.json"
 SEEDS = (0, 1)
-NOISES = 4
 # One call of the network, at a time drawn by lot from the first half of 20 steps.
 ONE_CALL = {"steps": 20, "first": 0.0, "last": 0.5, "through": 1}
 
@@ -65,13 +64,9 @@ VARIANTS: dict[str, dict[str, Any]] = {
 
 
 def scores_of(
-    name: str, pair: Composition, seed: int, judges: Judges, folder: Path, steps: int | None
+    name: str, pair: Composition, seed: int, judges: Judges, output: Path, steps: int | None
 ) -> dict[str, list[float]]:
     """Scores by measure of one pair's pictures by one variant's gates."""
-    output = folder / name / f"{pair.name}-{seed}"
-    file = output.with_suffix(".json")
-    if file.exists():
-        return json.loads(file.read_text())
     preset, changed = load(CONFIG), dict(VARIANTS[name])
     gate = replace(preset.gate, **changed.pop("gate", {}))
     loss: ClipLoss = replace(preset.domain.loss, **changed.pop("loss", {}))
@@ -83,27 +78,7 @@ def scores_of(
     domain = domain_of(preset, pair, drawn=1).but(loss=loss, conditioning=told)
     _, task, settings = prepare(domain, gate, config, **(plan(preset) | changed))
     fit(task, config, settings)
-    found = judges.scores(domain.draw(NOISES), pair, domain.caption)
-    file.write_text(json.dumps(found))
-    return found
-
-
-def spread_units(folder: Path) -> None:
-    """Lay out the gathered units as those that were made here."""
-    for name, found in json.loads(UNITS.read_text()).items() if UNITS.exists() else ():
-        for unit, scores in found.items():
-            file = folder / name / f"{unit}.json"
-            file.parent.mkdir(parents=True, exist_ok=True)
-            file.write_text(json.dumps(scores))
-
-
-def gather_units(folder: Path) -> None:
-    """Gather all units that were ever made."""
-    found: dict[str, dict[str, Any]] = {}
-    for file in sorted(folder.glob("*/*.json")):
-        found.setdefault(file.parent.name, {})[file.stem] = json.loads(file.read_text())
-    with new_file(UNITS) as partial:
-        partial.write_text(json.dumps(found) + "\n")
+    return judges.scores(domain.draw(NOISES), pair, domain.caption)
 
 
 def main() -> None:
@@ -116,30 +91,26 @@ def main() -> None:
     preset = load(CONFIG)
     judges = Judges(preset.domain.judge_name, preset.domain.clip_name)
     folder = ROOT / "out/benchmarks/composition_ablation" / ("quick" if options.quick else "full")
-    if not options.quick:
-        spread_units(folder)
+    settings, results = settings_of(preset), folder if options.quick else FOLDER
+    kept = Units(folder / "units", results / UNITS, settings)
     pairs = compositions(WORLD, "dev")[: 1 if options.quick else None]
     units: dict[str, dict[str, dict[str, list[float]]]] = {pair.name: {} for pair in pairs}
+    steps = 2 if options.quick else None
     for name in options.only or VARIANTS:
         for pair in pairs:
             found: dict[str, list[float]] = {}
             for seed in SEEDS[: 1 if options.quick else None]:
-                steps = 2 if options.quick else None
-                for measure, values in scores_of(name, pair, seed, judges, folder, steps).items():
+                unit = f"{name}/{pair.name}-{seed}"
+                make = partial(scores_of, name, pair, seed, judges, folder / "runs" / unit, steps)
+                for measure, values in kept.get(unit, make).items():
                     found.setdefault(measure, []).extend(values)
             units[pair.name][name] = found
         print(f"{name}: done", flush=True)
-    if not options.quick:
-        gather_units(folder)
+    kept.gather()
     if options.only:
         return
     rows = summary(None, by_arm(pairs, units)[None])
-    settings = described(CONFIG) | {
-        "variants": {name: to_data(changed) for name, changed in VARIANTS.items()},
-        "noises": NOISES,
-        "quick": options.quick,
-    }
-    results = ROOT / "out/benchmarks" if options.quick else FOLDER
+    settings["variants"] = {name: to_data(changed) for name, changed in VARIANTS.items()}
     write_results("composition_ablation", rows, settings=settings, seeds=SEEDS, folder=results)
 
 

@@ -5,15 +5,24 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-FILE = Path(__file__).parents[1] / "benchmarks/results.py"
+FOLDER = Path(__file__).parents[1] / "benchmarks"
+
+
+def module_of(name):
+    spec = importlib.util.spec_from_file_location(f"benchmark_{name}", FOLDER / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 @pytest.fixture(scope="module")
 def results():
-    spec = importlib.util.spec_from_file_location("benchmark_results", FILE)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return module_of("results")
+
+
+@pytest.fixture(scope="module")
+def units_class():
+    return module_of("units").Units
 
 
 def test_the_interval_covers_the_mean_of_a_known_distribution(results):
@@ -41,3 +50,33 @@ def test_a_median_has_its_own_interval(results):
     row = results.measured("median", "a", units, 500, centre=np.median)
     assert (row.low, row.mean) == (1.0, 1.0)
     assert results.measured("mean", "a", units, 500).mean > 200
+
+
+def never():
+    raise AssertionError("measured a second time")
+
+
+def test_units_go_on_elsewhere_from_what_was_gathered(units_class, tmp_path):
+    gathered, settings = tmp_path / "units.json", {"lr": 0.1, "betas": (0.9, 0.99)}
+    first = units_class(tmp_path / "here", gathered, settings)
+    second = units_class(tmp_path / "here", gathered, settings)
+    assert first.get("gates/a pair-0", lambda: {"seen": (1.0, 2.0)}) == {"seen": [1.0, 2.0]}
+    assert second.get("gates/a pair-0", never) == {"seen": [1.0, 2.0]}
+    second.get("b", lambda: {"seen": [3.0]})
+    first.gather()
+    elsewhere = units_class(tmp_path / "there", gathered, settings)
+    assert elsewhere.get("gates/a pair-0", never) == {"seen": [1.0, 2.0]}
+    assert elsewhere.get("b", never) == {"seen": [3.0]}
+    before = gathered.read_bytes()
+    elsewhere.gather()
+    assert gathered.read_bytes() == before
+
+
+def test_units_of_other_settings_are_not_these(units_class, tmp_path):
+    gathered = tmp_path / "units.json"
+    units = units_class(tmp_path, gathered, {"lr": 0.1})
+    units.get("a", lambda: 1)
+    units.gather()
+    with pytest.raises(ValueError, match=r"units\.json was made with lr = 0.1, not 0.2"):
+        units_class(tmp_path, gathered, {"lr": 0.2})
+    assert units_class(tmp_path, tmp_path / "others.json", {"lr": 0.2}).get("a", lambda: 2) == 2
