@@ -5,7 +5,8 @@
     accelerate launch train_gates.py --config configs/emoji_subject_style.yaml
 
 Leaves gates, log, a drawing of the gates' mean weights over the steps, and the report in the folder
-`fit.output`; called again, it goes on where it stopped.
+`fit.output`; called again, it goes on where it stopped. Gates that learn nothing, such as
+`--gate Arrow --site matrix`, are judged as they stand.
 """
 
 from accelerate import PartialState
@@ -49,13 +50,23 @@ def train_gates(
     mixtures, task, settings = prepare(
         domain, gate, fit, site=site, after=after, balance=balance, centring=centring
     )
-    result = run(task, fit, settings)
     main = PartialState().is_main_process
+    if learns := bool(task.parameters()):
+        result = run(task, fit, settings)
+        done = f"{result.step} steps, {result.seconds:.0f} s"
+    elif (fit.output / LOG).exists():
+        raise ValueError(
+            f"fit.output: {fit.output} holds gates that were trained, and {type(gate).__name__} "
+            "gates have nothing to train: take a new folder"
+        )
+    else:
+        done = f"{type(gate).__name__} gates have nothing to train"
     if main:
         for component, mixture in mixtures.items():
             save_gates(mixture, fit.output / "gates" / f"{component}.safetensors")
-        draw_gates(fit.output / LOG, mixtures, fit.output / "gates")
-        print(f"{result.step} steps, {result.seconds:.0f} s; gates in {fit.output / 'gates'}")
+        if learns:
+            draw_gates(fit.output / LOG, mixtures, fit.output / "gates")
+        print(f"{done}; gates in {fit.output / 'gates'}")
     if report:
         table = domain.report(fit.output)
         if main:

@@ -10,6 +10,7 @@ from torch import Tensor
 from mole_vl.experts import Expert, Factors
 from mole_vl.faults import at_least, refuse
 from mole_vl.losses import real_positions
+from mole_vl.lowrank import product_svd
 from mole_vl.mixture import Mixture
 from mole_vl.passes import Record
 
@@ -98,11 +99,11 @@ def merged(
 
 def _truncated(a: Tensor, b: Tensor, rank: int | None) -> tuple[Factors, float, float]:
     """Product of b (out, R) and a (R, ...) at a rank; square sums of what is lost and of all."""
-    left, right = torch.linalg.qr(b.double()), torch.linalg.qr(a.double().flatten(1).T)
-    u, s, v = torch.linalg.svd(left.R @ right.R.T, full_matrices=False)
+    u, s, v = product_svd(b, a.flatten(1))
     kept = min(len(s), rank or len(s))
     root = s[:kept].sqrt()
-    down = (root[:, None] * v[:kept]) @ right.Q.T
-    up = (left.Q @ u[:, :kept]) * root
-    factors = Factors(down.to(a.dtype).view(kept, *a.shape[1:]), up.to(b.dtype), 1.0)
+    down, up = (v[:, :kept] * root).T, u[:, :kept] * root
+    factors = Factors(
+        down.to(a.dtype).reshape(kept, *a.shape[1:]).contiguous(), up.to(b.dtype), 1.0
+    )
     return factors, float(s[kept:].square().sum()), float(s.square().sum())

@@ -10,6 +10,7 @@ from mole_vl import gates
 _KNOWN = {
     kind.__name__: kind
     for kind in (
+        gates.Arrow,
         gates.Average,
         gates.Constants,
         gates.Free,

@@ -35,7 +35,7 @@ def centre_gates(
         sums: dict[str, Tensor] = {}
         counts: dict[str, float] = {}
         scores = _hidden_scores(mixture)
-        for step in range(batches):
+        for step in range(batches if scores else 0):
             for name, features in _features(mixture, scores, task, step, rows, seed):
                 sums[name] = sums.get(name, 0) + features.sum(0)
                 counts[name] = counts.get(name, 0) + len(features)

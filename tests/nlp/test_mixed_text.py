@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from mole_vl import Expert, Factors, mix_from, read_gates, read_peft, write_peft
-from mole_vl.gates import MoLE, Sigmoid
+from mole_vl.gates import Arrow, MoLE, Sigmoid
 from mole_vl.training import FitConfig
 from nlp.adapter import blocks
 from nlp.data import TextRow, write_rows
@@ -70,6 +70,24 @@ def test_from_a_config_to_gates_and_a_report(tmp_path, domain, capsys):
     domain.model = model
     assert domain.hits(["gates"])["gates"] == hits["gates"]
     assert read_gates(file).spec == MoLE(normaliser=Sigmoid())
+
+
+def test_gates_that_learn_nothing_are_judged_as_they_stand(tmp_path, domain, capsys):
+    folder = tmp_path / "run"
+    train_gates(domain, config(tmp_path), gate=Arrow(top_k=1), site="matrix")
+    assert "Arrow gates have nothing to train; gates in" in capsys.readouterr().out
+    hits = json.loads((folder / "hits.json").read_text())
+    model, _ = load_base(domain.base)
+    experts = [read_peft(path) for path in domain.experts]
+    domain.mixture = mix_from(model, experts, folder / "gates/model.safetensors")
+    domain.model = model
+    assert domain.hits(["gates"])["gates"] == hits["gates"]
+    # A folder of trained gates is not written over.
+    train_gates(domain, config(tmp_path, output=tmp_path / "trained"), report=False)
+    kept = (tmp_path / "trained/gates/model.safetensors").read_bytes()
+    with pytest.raises(ValueError, match="holds gates that were trained, and Arrow gates have"):
+        train_gates(domain, config(tmp_path, output=tmp_path / "trained"), Arrow(), site="matrix")
+    assert (tmp_path / "trained/gates/model.safetensors").read_bytes() == kept
 
 
 def test_arms_are_what_they_say(domain):

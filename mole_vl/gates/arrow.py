@@ -1,0 +1,146 @@
+"""Arrow: routing without training, by each expert's own direction (arXiv 2405.11157)."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from mole_vl.faults import at_least, refuse
+from mole_vl.gates.constants import Average
+from mole_vl.gates.gate import Gate, GateInput, GateSpec
+from mole_vl.gates.output import GateOutput
+from mole_vl.layers import MixtureLayer, MixtureLinear
+from mole_vl.lowrank import product_svd
+from mole_vl.sites import Site
+
+
+class PrototypeGate(Gate):
+    """Softmax over the experts whose prototypes a position is most along, in either direction.
+
+    Args:
+        prototypes: A direction of length 1 for each expert, (E, d); zeros for an expert that is not
+            here: it gets no weight.
+        top_k: How many experts of a position get weights; None for all.
+        tau: Temperature of the softmax.
+    """
+
+    prototypes: Tensor
+
+    def __init__(self, prototypes: Tensor, top_k: int | None, tau: float) -> None:
+        super().__init__()
+        self.register_buffer("prototypes", prototypes)
+        self.top_k = top_k
+        self.tau = tau
+
+    def forward(self, given: GateInput, matrices: Sequence[MixtureLayer]) -> GateOutput:
+        """Weights like the input's leading axes, (..., E); logits are `abs(x . prototype)`."""
+        assert given.x is not None
+        logits = F.linear(given.x.float(), self.prototypes.float()).abs()
+        here = self.prototypes.any(-1)
+        kept = here if given.kept is None else here & given.kept
+        return GateOutput(top_softmax(logits / self.tau, kept, self.top_k), None, logits)
+
+    def extra_repr(self) -> str:
+        """What `print` says of the gate."""
+        return f"top_k={self.top_k}, tau={self.tau}"
+
+
+def top_softmax(logits: Tensor, kept: Tensor, k: int | None) -> Tensor:
+    """Softmax over the k highest of the kept experts' scores, zero for the others.
+
+    Ties go to the lower index. Where nobody is kept all weights are zero.
+
+    Args:
+        logits: (..., E).
+        kept: (E,) bool.
+        k: None for all.
+    """
+    if not kept.any():
+        return torch.zeros_like(logits)
+    logits = logits.masked_fill(~kept, -math.inf)
+    if k is not None and k < logits.shape[-1]:
+        order = logits.argsort(dim=-1, descending=True, stable=True)
+        logits = logits.scatter(-1, order[..., k:], -math.inf)
+    return logits.softmax(-1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Arrow(GateSpec):
+    """Each position goes to the experts whose update would answer it most: nothing is trained.
+
+    An expert's prototype at a layer is the top right singular vector of its Delta-W there, the
+    input direction that it amplifies most; ranks may differ. For site `matrix`, linear layers.
+
+    Args:
+        top_k: How many experts of a position get weights, of those that change the layer; None for
+            all.
+        tau: Temperature of the softmax over `abs(x . prototype)`.
+    """
+
+    top_k: int | None = 3
+    tau: float = 1.0
+
+    def __post_init__(self) -> None:
+        refuse(
+            "Arrow",
+            [
+                at_least("top_k", self.top_k, 1),
+                None if self.tau > 0 else f"tau is {self.tau}, expected > 0",
+            ],
+        )
+
+    @property
+    def reads_input(self) -> bool:
+        """Whether the gate looks at the site's input: yes."""
+        return True
+
+    def blind(self) -> GateSpec:
+        """The average: there is no direction to compare with."""
+        return Average()
+
+    def build(self, experts: Sequence[str], site: Site, matrices: Sequence[MixtureLayer]) -> Gate:
+        """The gate of one layer as a module.
+
+        Raises:
+            ValueError: A site of more than one layer, a convolution, or slots.
+        """
+        layer = only_linear("Arrow", site, matrices)
+        if len(layer.ranks) != len(experts):
+            raise ValueError(
+                "Arrow: a prototype is one expert's own, and a slot has many; use Hidden or Free "
+                "for gates over slots"
+            )
+        return PrototypeGate(prototypes(layer), self.top_k, self.tau)
+
+
+def only_linear(kind: str, site: Site, matrices: Sequence[MixtureLayer]) -> MixtureLinear:
+    """The one linear layer of a site.
+
+    Raises:
+        ValueError: A site of more than one layer, or a convolution.
+    """
+    if site.matrices != (site.name,):
+        raise ValueError(
+            f"{kind} routes each layer by itself, and site {site.name!r} holds "
+            f"{len(site.matrices)}: use site='matrix'"
+        )
+    if not isinstance(matrices[0], MixtureLinear):
+        raise ValueError(
+            f"{kind}'s weights vary by position, and {site.name} is a convolution, which mixes "
+            "positions: use a gate over rows, or experts that leave it alone"
+        )
+    return matrices[0]
+
+
+def prototypes(layer: MixtureLayer) -> Tensor:
+    """Top right singular vector of each expert's Delta-W, (E, in); zeros where it has none."""
+    found = torch.zeros(len(layer.ranks), layer.in_features, device=layer.a.device)
+    for expert in range(len(layer.ranks)):
+        mine = layer.segments == expert
+        if layer.a[mine].any() and layer.b[:, mine].any():
+            _u, _s, v = product_svd(layer.b[:, mine], layer.a[mine])
+            found[expert] = v[:, 0].float()
+    return found
