@@ -70,19 +70,24 @@ def prepare(
     mixtures = domain.mix(gate, site, after)
     task = domain.task(balance)
     centre_gates(mixtures.values(), task, rows=fit.rows, batches=centring, seed=fit.seed)
+    settings = agreed(
+        domain, mixtures, gate, site=site, after=after, balance=balance, centring=centring
+    )
+    return mixtures, Gauged(task, mixtures), settings
+
+
+def agreed(
+    domain: Domain, mixtures: Mapping[str, Mixture], gate: GateSpec, **how: object
+) -> dict[str, object]:
+    """What a resumed run must agree on: what is learned, by which gates, of which experts."""
     settings: dict[str, object] = {
         "gate": to_data(gate),
-        "site": site,
-        "after": after,
-        "balance": balance,
-        "centring": centring,
+        **how,
         **domain.lesson(),
         "experts": {part: [*m.names, *m.digests] for part, m in mixtures.items()},
     }
     told = {part: m.features.name for part, m in mixtures.items() if m.features is not None}
-    if told:
-        settings["features"] = told
-    return mixtures, Gauged(task, mixtures), settings
+    return settings | ({"features": told} if told else {})
 
 
 def gate_parameters(mixtures: Mapping[str, Mixture]) -> dict[str, nn.Parameter]:

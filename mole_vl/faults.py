@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from traceback import walk_tb
 
 # A step of a training: what is raised inside is no fault of a configuration.
-_STEP = ("mole_vl.training.fit", "advance")
+_STEPS = {("mole_vl.training.fit", "advance"), ("mole_vl.training.search", "_loss")}
 
 
 def refuse(subject: str, faults: Iterable[str | None]) -> None:
@@ -89,4 +89,4 @@ def _refused(error: BaseException, packages: set[str]) -> bool:
         for frame, _ in walk_tb(error.__traceback__)
     ]
     roots = [module.partition(".")[0] for module, _ in places]
-    return roots[-1] in packages and "torch" not in roots and _STEP not in places
+    return roots[-1] in packages and "torch" not in roots and not _STEPS.intersection(places)

@@ -15,6 +15,7 @@ _KNOWN = {
         gates.Constants,
         gates.Free,
         gates.Hidden,
+        gates.LoRAHub,
         gates.MoLE,
         gates.Responses,
         gates.ScaledSoftmax,

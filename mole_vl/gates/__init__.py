@@ -1,7 +1,13 @@
 """Gates: one file each; scores and normalisers are their parts."""
 
 from mole_vl.gates.arrow import Arrow as Arrow
-from mole_vl.gates.constants import Average as Average, Constants as Constants, Sum as Sum
+from mole_vl.gates.constants import (
+    Average as Average,
+    ConstantGate as ConstantGate,
+    Constants as Constants,
+    LoRAHub as LoRAHub,
+    Sum as Sum,
+)
 from mole_vl.gates.gate import Gate as Gate, GateInput as GateInput, GateSpec as GateSpec
 from mole_vl.gates.mole import MoLE as MoLE
 from mole_vl.gates.normalisers import (

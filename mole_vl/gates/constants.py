@@ -25,13 +25,13 @@ class ConstantGate(Gate):
     def __init__(self, values: Tensor, share: bool) -> None:
         super().__init__()
         self.register_buffer("values", values)
-        self._exact = values
         self.share = share
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "ConstantGate":
         # A model cast to half precision keeps its weights as they were given.
+        exact = self.values
         super()._apply(fn, recurse)
-        self.values = self._exact.to(self.values.device)
+        self.values = exact.to(self.values.device)
         return self
 
     def forward(self, given: GateInput, matrices: Sequence[MixtureLayer]) -> GateOutput:
@@ -71,6 +71,19 @@ class Average(_ConstantSpec):
     def build(self, experts: Sequence[str], site: Site, matrices: Sequence[MixtureLayer]) -> Gate:
         """The gate of one site as a module."""
         return ConstantGate(torch.full((len(experts),), 1 / len(experts)), share=True)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoRAHub(_ConstantSpec):
+    """Weights found by black-box search (arXiv 2307.13269), see `mole_vl.training.search`.
+
+    They start at 0, where the base speaks alone. Unlike the authors' code, whose weights multiply
+    A and B both, they weigh Delta-W.
+    """
+
+    def build(self, experts: Sequence[str], site: Site, matrices: Sequence[MixtureLayer]) -> Gate:
+        """The gate of one site as a module."""
+        return ConstantGate(torch.zeros(len(experts)), share=False)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -24,9 +24,10 @@ from mole_vl.processes import sum_over_processes
 from mole_vl.training.alone import alone_in
 from mole_vl.training.config import FitConfig
 from mole_vl.training.optimizers import make_optimizers
-from mole_vl.training.rows import mix_seed, rows_of_step
+from mole_vl.training.rows import mix_seed
+from mole_vl.training.share import Share
 from mole_vl.training.snapshot import Snapshot, read_snapshot, write_snapshot
-from mole_vl.training.tally import Tally, Values
+from mole_vl.training.tally import Values
 from mole_vl.training.task import Task
 
 LOG = "metrics.jsonl"
@@ -93,27 +94,7 @@ class _Run:
         self.settings: dict[str, object] = json.loads(
             json.dumps({**config.arithmetic(), **precision, **settings}, default=str)
         )
-        self._check_processes()
-
-    def _check_processes(self) -> None:
-        processes = self.accelerator.num_processes
-        local, rest = divmod(self.config.rows, processes)
-        if rest:
-            raise ValueError(
-                f"fit: {self.config.rows} rows do not divide into {processes} processes; "
-                f"choose a multiple of {processes}"
-            )
-        if self.accelerator.gradient_accumulation_steps != 1:
-            raise ValueError(
-                "fit: accelerate is told to accumulate gradients over "
-                f"{self.accelerator.gradient_accumulation_steps} steps; set micro_rows instead"
-            )
-        self.micro_rows = min(self.config.micro_rows or local, local)
-        if local % self.micro_rows:
-            raise ValueError(
-                f"fit: a process's {local} rows do not divide into pieces of {self.micro_rows}; "
-                "choose micro_rows that divides them"
-            )
+        self.share = Share(self.accelerator, config.rows, config.micro_rows)
 
     def resume(self) -> None:
         """Take up the run found in the output folder, if there is one."""
@@ -188,27 +169,14 @@ class _Run:
     def advance(self) -> Values:
         """One optimiser step; returns the terms' values over the global batch."""
         config, accelerator = self.config, self.accelerator
-        process, processes = accelerator.process_index, accelerator.num_processes
         # Whatever draws from the global generators (a dropout) draws the same after a resume.
-        set_seed(mix_seed(config.seed, self.step, process) % 2**32)
-        local = rows_of_step(config.seed, self.step, config.rows)
-        share = config.rows // processes
-        local = local[process * share : (process + 1) * share]
-        pieces = [
-            self.task.batch(local[start : start + self.micro_rows])
-            for start in range(0, share, self.micro_rows)
-        ]
-        units = [self.task.units(piece) for piece in pieces]
-        total = float(
-            sum_over_processes(torch.tensor(float(sum(units)), device=accelerator.device))
-        )
-        if total == 0:
-            raise ValueError(f"fit: step {self.step} has nothing to score: its batch has 0 units")
-        tally = Tally(total, processes * len(pieces), accelerator.device)
-        for piece, count in zip(pieces, units, strict=True):
+        set_seed(mix_seed(config.seed, self.step, accelerator.process_index) % 2**32)
+        pieces = self.share.pieces(self.task, config.seed, self.step)
+        tally = pieces.tally()
+        for batch, units in pieces:
             with accelerator.autocast():
-                terms = self.task.losses(piece)
-            loss = tally.add(terms, count)
+                terms = self.task.losses(batch)
+            loss = tally.add(terms, units)
             if loss.requires_grad:
                 accelerator.backward(loss)
         found = tally.values()

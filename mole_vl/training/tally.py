@@ -12,10 +12,17 @@ from mole_vl.training.task import Term
 
 @dataclass(frozen=True)
 class Values:
-    """A step's values over the global batch: the loss's terms, and what is measured beside it."""
+    """A step's values over the global batch.
+
+    Args:
+        terms: The loss's terms.
+        measures: What is measured beside it.
+        loss: The weighted sum of the terms.
+    """
 
     terms: Mapping[str, float]
     measures: Mapping[str, float]
+    loss: float
 
 
 class Tally:
@@ -32,7 +39,7 @@ class Tally:
         self._pieces = pieces
         self._zero = torch.zeros((), device=device)
         self._seen: dict[str, Tensor] = {}
-        self._measures: set[str] = set()
+        self._weights: dict[str, float] = {}
 
     def add(self, terms: Mapping[str, Term], units: int) -> Tensor:
         """One piece's part in the loss of the global batch.
@@ -43,8 +50,7 @@ class Tally:
         """
         loss = self._zero
         for name, term in terms.items():
-            if term.weight == 0:
-                self._measures.add(name)
+            self._weights[name] = term.weight
             if term.per_unit and units == 0:
                 # A mean over nothing is no number, and counts nothing.
                 self._seen.setdefault(name, self._zero)
@@ -61,7 +67,9 @@ class Tally:
         names = sorted(self._seen)
         sums = sum_over_processes(torch.stack([self._seen[name] for name in names])).tolist()
         found = dict(zip(names, sums, strict=True))
+        weights = self._weights
         return Values(
-            {name: value for name, value in found.items() if name not in self._measures},
-            {name: value for name, value in found.items() if name in self._measures},
+            {name: value for name, value in found.items() if weights[name] != 0},
+            {name: value for name, value in found.items() if weights[name] == 0},
+            sum(weights[name] * value for name, value in found.items() if weights[name] != 0),
         )

@@ -9,9 +9,11 @@ import pytest
 import torch
 from torch import nn
 
+from apps.search_gates import search_gates
 from mole_vl import Expert, Factors, mix_from, read_gates, read_peft, write_peft
-from mole_vl.gates import Arrow, MoLE, Sigmoid
+from mole_vl.gates import Arrow, LoRAHub, MoLE, Sigmoid
 from mole_vl.training import FitConfig
+from mole_vl.training.search import SearchConfig
 from nlp.adapter import blocks
 from nlp.data import TextRow, write_rows
 from nlp.mixed_text import MixedText, first_of_each, table
@@ -88,6 +90,20 @@ def test_gates_that_learn_nothing_are_judged_as_they_stand(tmp_path, domain, cap
     with pytest.raises(ValueError, match="holds gates that were trained, and Arrow gates have"):
         train_gates(domain, config(tmp_path, output=tmp_path / "trained"), Arrow(), site="matrix")
     assert (tmp_path / "trained/gates/model.safetensors").read_bytes() == kept
+
+
+def test_weights_are_searched_by_a_program(tmp_path, domain, capsys):
+    settings = SearchConfig(output=tmp_path / "run", evaluations=6, rows=4, progress=False)
+    search_gates(domain, settings)
+    assert "6 trials, loss" in capsys.readouterr().out
+    report = (tmp_path / "run/report.md").read_text()
+    assert report.splitlines()[0] == "| exact match | base | sum | NLA | gates | oracle |"
+    trials = json.loads((tmp_path / "run/evaluations.json").read_text())["trials"]
+    best = min(trials, key=lambda t: t["loss"] + 0.05 * sum(map(abs, t["weights"])) / 2)
+    found = read_gates(tmp_path / "run/gates/model.safetensors")
+    assert (found.spec, found.site, found.names) == (LoRAHub(), "network", ("past", "plural"))
+    (values,) = found.tensors.values()
+    assert values.tolist() == pytest.approx(best["weights"])
 
 
 def test_arms_are_what_they_say(domain):
