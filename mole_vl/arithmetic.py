@@ -1,0 +1,72 @@
+"""Sums of experts as experts, exact on Delta-W: ranks add up, nothing is decomposed."""
+
+from collections.abc import Sequence
+
+import torch
+
+from mole_vl.experts import Expert, Factors
+from mole_vl.faults import refuse
+
+
+def weighted_sum(name: str, experts: Sequence[Expert], weights: Sequence[float]) -> Expert:
+    """One expert whose Delta-W is `sum_e w_e Delta-W_e`, layer by layer.
+
+    Args:
+        name: The new expert's.
+        experts: At least one; ranks, alphas and layers may differ.
+        weights: One for each.
+
+    Raises:
+        ValueError: Not one finite weight for each expert, all of them zero, or a layer that two
+            experts know in different shapes.
+    """
+    refuse(
+        "weighted_sum",
+        [
+            None
+            if len(experts) == len(weights)
+            else f"{len(weights)} weights for {len(experts)} experts",
+            *(
+                f"the weight of {expert.name!r} is {weight}, expected a finite number"
+                for expert, weight in zip(experts, weights, strict=False)
+                if not abs(weight) < float("inf")
+            ),
+        ],
+    )
+    parts: dict[str, list[tuple[Factors, float]]] = {}
+    for expert, weight in zip(experts, weights, strict=True):
+        for path, factors in expert.layers.items() if weight else ():
+            parts.setdefault(path, []).append((factors, weight))
+    if not parts:
+        raise ValueError("weighted_sum: with these weights nothing changes the base")
+    return Expert(name, {path: _joined(path, own) for path, own in parts.items()})
+
+
+def _joined(path: str, parts: Sequence[tuple[Factors, float]]) -> Factors:
+    shape = parts[0][0].shape
+    try:
+        fitted = [(factors.fitted(shape), weight) for factors, weight in parts]
+    except ValueError as error:
+        raise ValueError(f"weighted_sum: at {path}, {error}") from error
+    if len(fitted) == 1:
+        ((alone, weight),) = fitted
+        return Factors(alone.a, alone.b, alone.scale * weight)
+    a = torch.cat([factors.a.float() for factors, _ in fitted])
+    b = torch.cat([factors.b.float() * (factors.scale * w) for factors, w in fitted], dim=1)
+    return Factors(a, b, 1.0)
+
+
+def without_general(experts: Sequence[Expert], general: Sequence[Expert]) -> list[Expert]:
+    """Each expert less the mean of general ones: what is its own remains (GenKnowSub).
+
+    As peft's Arrow offers, but of Delta-W: peft subtracts the means of A and of B apart, whose
+    product is another update.
+
+    Args:
+        experts: Task experts; they keep their names.
+        general: Experts of what every task needs, such as LoRAs of plain text in some languages.
+    """
+    share = -1 / len(general) if general else 0.0
+    return [
+        weighted_sum(one.name, [one, *general], [1.0] + [share] * len(general)) for one in experts
+    ]
