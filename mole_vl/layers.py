@@ -152,6 +152,14 @@ class MixtureLinear(MixtureLayer):
         return self.a
 
 
+class MixtureTransposed(MixtureLinear):
+    """The mixture over a linear layer whose weight lies transposed, (in, out): GPT-2's `Conv1D`."""
+
+    def delta(self, weights: Tensor) -> Tensor:
+        """Delta-W of constant weights (E,), transposed like the weight."""
+        return super().delta(weights).T
+
+
 class MixtureConv2d(MixtureLayer):
     """The mixture over a convolution: `A_e` is one of the same kernel and stride, `B_e` of pixels.
 
@@ -202,12 +210,19 @@ def mixture_layer(
     path: str, base: nn.Module, factors: Sequence[Factors | None], route: Route
 ) -> MixtureLayer:
     """The mixture over a layer, by the layer's kind; arguments as of `MixtureLayer`."""
-    kind = MixtureConv2d if isinstance(base, nn.Conv2d) else MixtureLinear
+    if isinstance(base, nn.Conv2d):
+        return MixtureConv2d(path, base, factors, route)
+    kind = MixtureTransposed if is_transposed(base) else MixtureLinear
     return kind(path, base, factors, route)
 
 
+def is_transposed(module: nn.Module) -> bool:
+    """Whether it is a linear layer whose weight lies as (in, out), as transformers' `Conv1D`."""
+    return type(module).__name__ == "Conv1D" and hasattr(module, "nf")
+
+
 def layer_shapes(model: nn.Module) -> Mapping[str, tuple[int, ...]]:
-    """Shape of the weight of every layer of a model that can take experts, by path.
+    """Shape of Delta-W of every layer of a model that can take experts, by path.
 
     These are its linear layers and its plain convolutions over pictures. Without those that
     torch's own attention and encoder layers read past their forward: experts there would stay
@@ -219,6 +234,9 @@ def layer_shapes(model: nn.Module) -> Mapping[str, tuple[int, ...]]:
             parent = model.get_submodule(path.rpartition(".")[0])
             if not isinstance(parent, nn.MultiheadAttention | nn.TransformerEncoderLayer):
                 found[path] = (module.out_features, module.in_features)
+        elif is_transposed(module):
+            width, out = module.get_parameter("weight").shape
+            found[path] = (out, width)
         elif isinstance(module, nn.Conv2d) and _plain(module):
             found[path] = tuple(module.weight.shape)
     return found

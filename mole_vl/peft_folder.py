@@ -25,16 +25,16 @@ WEIGHTS = "adapter_model.safetensors"
 _PREFIX = "base_model.model."
 _KEY = re.compile(r"^(?P<path>.+)\.lora_(?P<letter>[AB])(\.default)?\.weight$")
 
-# Fields that say how an adapter was trained or where it goes, not what it computes.
+# Fields that say how an adapter was trained or where it goes, not what it computes. Among them how
+# the base's weight lies (fan_in_fan_out): the factors are the same for both.
 _HARMLESS = {
     "task_type", "peft_type", "auto_mapping", "peft_version", "base_model_name_or_path", "revision",
     "inference_mode", "target_modules", "exclude_modules", "lora_dropout", "layers_to_transform",
     "layers_pattern", "megatron_core", "qalora_group_size", "ensure_weight_tying", "eva_config",
-    "loftq_config", "corda_config", "lora_ga_config", "runtime_config",
+    "loftq_config", "corda_config", "lora_ga_config", "runtime_config", "fan_in_fan_out",
 }  # fmt: skip
 _ARITHMETIC = {
     "r", "lora_alpha", "rank_pattern", "alpha_pattern", "use_rslora", "bias", "init_lora_weights",
-    "fan_in_fan_out",
 }  # fmt: skip
 # Initialisations that leave the base as it is. The others move a part of the base into the
 # adapter, so that it fits no base but the one changed with it.
@@ -203,11 +203,6 @@ def check_config(config: Any, where: str) -> None:
     ]
     if config.get("bias", "none") != "none":
         faults.append(f"bias = {config['bias']!r}, expected 'none': train the LoRA without biases")
-    if config.get("fan_in_fan_out"):
-        faults.append(
-            "fan_in_fan_out = true: factors of Conv1D layers are not supported; use a base of "
-            "linear layers"
-        )
     start = config.get("init_lora_weights", True)
     if start not in _PLAIN_STARTS:
         faults.append(f"init_lora_weights = {start!r} changes the base; convert it to plain LoRA")

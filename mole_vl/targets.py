@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from torch import nn
 
 from mole_vl.faults import refuse
+from mole_vl.layers import is_transposed
 
 
 def check_targets(
@@ -22,12 +23,16 @@ def check_targets(
     """
     faults = []
     takes = (nn.Linear, nn.Conv2d) if convolutions else nn.Linear
+
+    def fits(layer: nn.Module) -> bool:
+        return (isinstance(layer, takes) and not _grouped(layer)) or is_transposed(layer)
+
     wanted = "linear layers or convolutions" if convolutions else "linear layers"
     for target in targets:
         layers = target_layers(model, [target]).values()
         if not layers:
             faults.append(f"{target!r} names no layer of {type(model).__name__}")
-        odd = {_kind(layer) for layer in layers if not isinstance(layer, takes) or _grouped(layer)}
+        odd = {_kind(layer) for layer in layers if not fits(layer)}
         faults += [f"{target!r} names a {kind}, expected {wanted}" for kind in sorted(odd)]
     refuse(f"the targets of {name}", faults)
 

@@ -1,0 +1,77 @@
+"""Tiny models of many families, each from its own config class."""
+
+import torch
+import transformers as T
+from torch import nn
+
+from mole_vl import Expert, Factors
+from mole_vl.layers import layer_shapes
+
+IDS = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+SIZES = {
+    "vocab_size": 40, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2,
+    "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 64, **IDS,
+}  # fmt: skip
+GPT2 = {"vocab_size": 40, "n_embd": 16, "n_layer": 2, "n_head": 4, "n_positions": 64, **IDS}
+NEO = {
+    "vocab_size": 40, "hidden_size": 16, "num_layers": 2, "num_heads": 4, "window_size": 4,
+    "attention_types": [[["global", "local"], 1]], "max_position_embeddings": 64, **IDS,
+}  # fmt: skip
+NEOX = {key: value for key, value in SIZES.items() if key != "num_key_value_heads"}
+MOE = {"moe_intermediate_size": 16, "num_experts": 4, "num_experts_per_tok": 2}
+CAUSAL = {
+    "llama": lambda: T.LlamaConfig(**SIZES),
+    "mistral": lambda: T.MistralConfig(**SIZES),
+    "qwen2": lambda: T.Qwen2Config(**SIZES),
+    "qwen3": lambda: T.Qwen3Config(**SIZES, head_dim=4),
+    "gemma": lambda: T.GemmaConfig(**SIZES, head_dim=4),
+    "gemma3": lambda: T.Gemma3TextConfig(**SIZES, head_dim=4),
+    "phi": lambda: T.PhiConfig(**SIZES),
+    "phi3": lambda: T.Phi3Config(**SIZES),
+    "gpt2": lambda: T.GPT2Config(**GPT2),
+    "gpt_neo": lambda: T.GPTNeoConfig(**NEO),
+    "gpt_neox": lambda: T.GPTNeoXConfig(**NEOX),
+    "mixtral": lambda: T.MixtralConfig(**SIZES, num_local_experts=4),
+    "qwen2_moe": lambda: T.Qwen2MoeConfig(**SIZES, **MOE, shared_expert_intermediate_size=16),
+    "qwen3_moe": lambda: T.Qwen3MoeConfig(**SIZES, **MOE, head_dim=4),
+}
+
+
+def causal(family: str) -> T.PreTrainedModel:
+    """A frozen model in eval mode, its weights large enough that experts show."""
+    torch.manual_seed(0)
+    return lively(T.AutoModelForCausalLM.from_config(CAUSAL[family]()))
+
+
+def lively(model: nn.Module):
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(4.0 if parameter.dim() > 1 else 1.0)
+    return model.eval().requires_grad_(False)
+
+
+def experts_on(model: nn.Module, blocks, names=("ann", "bob"), size: float = 0.2) -> list[Expert]:
+    """Experts of different ranks on every layer in the blocks that can take them.
+
+    Not on the feed-forwards of a mixture of experts, which read tokens without rows.
+    """
+    generator = torch.Generator().manual_seed(7)
+    inside = {
+        path: shape
+        for path, shape in layer_shapes(model).items()
+        if any(path.startswith(f"{block}.") for block in blocks) and "shared_expert" not in path
+    }
+    return [
+        Expert(
+            name,
+            {
+                path: Factors(
+                    torch.randn(rank, width, generator=generator),
+                    torch.randn(out, rank, generator=generator),
+                    size,
+                )
+                for path, (out, width) in inside.items()
+            },
+        )
+        for rank, name in enumerate(names, start=1)
+    ]
