@@ -10,6 +10,7 @@ from mole_vl.gate_file import (
 )
 from mole_vl.merge import Merged as Merged, mean_weights as mean_weights, merged as merged
 from mole_vl.mixture import Mixture as Mixture
+from mole_vl.passes import Masks as Masks
 from mole_vl.peft_folder import (
     read_components as read_components,
     read_peft as read_peft,

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from mole_vl.gates import Gate, GateInput, GateOutput
 from mole_vl.layers import MixtureLayer
-from mole_vl.passes import Conditions
+from mole_vl.passes import Conditions, Masks
 from mole_vl.slots import Slots
 
 
@@ -36,14 +36,20 @@ class GateBank:
         return self.gates[name](GateInput(None), self.readers[name]).weights
 
     def ask(
-        self, name: str, x: Tensor | None, told: Conditions, features: Tensor | None = None
+        self,
+        name: str,
+        x: Tensor | None,
+        told: Conditions,
+        masks: Masks,
+        features: Tensor | None = None,
     ) -> GateOutput:
         """What the gate of a site says.
 
         Args:
             name: The site.
             x: Its input; None where nothing is read.
-            told: Masks, pools, rows and slots.
+            told: Experts, rows and slots.
+            masks: Which positions of the input count.
             features: What the model was told, (rows, width).
 
         Raises:
@@ -56,7 +62,7 @@ class GateBank:
         device = (_device(gate) if x is None else x.device).type if reads else "cpu"
         # Scores are fp32: their products must not be taken in an autocast's lower precision.
         with torch.autocast(device, enabled=False):
-            output = self._gated(gate, name, x, told, features)
+            output = self._gated(gate, name, x, told, masks, features)
         if self.slots is None:
             return output
         if told.filled is None:
@@ -68,13 +74,19 @@ class GateBank:
         return self.slots.told(output, spread(told.filled, rows))
 
     def _gated(
-        self, gate: Gate, name: str, x: Tensor | None, told: Conditions, features: Tensor | None
+        self,
+        gate: Gate,
+        name: str,
+        x: Tensor | None,
+        told: Conditions,
+        masks: Masks,
+        features: Tensor | None,
     ) -> GateOutput:
         # The model may have moved since it was told: offloading does that at every call.
         device = _device(gate) if x is None else x.device
         kept = None if told.kept is None else told.kept.to(device)
         features = None if features is None else features.to(device)
-        pool = None if x is None else told.real if told.pool is None else told.pool
+        pool = None if x is None else masks.real if masks.pool is None else masks.pool
         if x is not None:
             pool = None if pool is None else spread(pool.to(device), x.shape[0])
             features = None if features is None else spread(features, x.shape[0])

@@ -80,6 +80,7 @@ class Dispatch:
             if reads_input and site.entry is not None
         }
         self.previews = layout.kind == "preview" and bool(self.reading)
+        self.blocks = layout.blocks
         self.site_of = {path: site for site in layout.sites for path in site.matrices}
         self.conditions = Conditions()
         self.silent = False
@@ -100,16 +101,33 @@ class Dispatch:
 
     def attach(self, model: nn.Module) -> list[RemovableHandle]:
         """Hook into a model; the handles undo it."""
-        hooks = [
-            model.register_forward_pre_hook(self._begin, with_kwargs=True),
-            model.register_forward_hook(self._end, always_call=True),
-        ]
+        hooks: list[RemovableHandle] = []
+        for part in (model, *self._parts(model)):
+            begin = partial(self._begin, part is model)
+            hooks.append(part.register_forward_pre_hook(begin, with_kwargs=True))
+            hooks.append(part.register_forward_hook(self._end, always_call=True))
         for name, path in self.reading.items():
             entry = model.get_submodule(path)
             enter, leave = partial(self._enter, name), partial(self._leave, name)
             hooks.append(entry.register_forward_pre_hook(enter, with_kwargs=True))
             hooks.append(entry.register_forward_hook(leave, always_call=True))
         return hooks
+
+    def _parts(self, model: nn.Module) -> list[nn.Module]:
+        """What stands above the model's blocks and may be called by itself.
+
+        So `generate` calls an encoder, before its decoder runs.
+        """
+        above = {
+            block.rsplit(".", depth)[0]
+            for block in self.blocks
+            for depth in range(1, block.count(".") + 1)
+        }
+        return [
+            part
+            for path in sorted(above)
+            if not isinstance(part := model.get_submodule(path), nn.ModuleList | nn.ModuleDict)
+        ]
 
     @contextmanager
     def told(self, **changes: Any) -> Iterator[None]:
@@ -154,7 +172,7 @@ class Dispatch:
             x = seen.x
         if x is None:
             raise RuntimeError(f"preview: the forward never ran {self.reading[NETWORK]}")
-        output = self.bank.ask(NETWORK, x, told)
+        output = self.bank.ask(NETWORK, x, told, told.masks_at(self.reading[NETWORK]))
         if output.weights.dim() > 2:
             raise ValueError(
                 "site 'preview' finds weights for rows, and this gate's vary by position: use "
@@ -170,7 +188,7 @@ class Dispatch:
             output = current.replayed.get(name, current.results.get(name))
         elif self.passes.current is not None:
             current = self.passes.current
-            output = current.results.get(name)
+            output = current.results.get(name, current.held.get(name))
         else:
             raise RuntimeError(_outside(f"the mixed layer {path}"))
         if current.conditions.disabled or current.conditions.preview:
@@ -182,9 +200,10 @@ class Dispatch:
                 f"the mixed layer {path} runs before its gate {name!r}, which reads the input of "
                 f"{self.site_of[path].entry}; use site 'matrix' for layers that run that early"
             )
-        if self.previews and output is current.held.get(name) and output.weights.dim() == 2:
-            # The preview ran each row once, however often `generate` multiplies it. What the first
-            # layer runs counts: a later one that reads other rows must not pass for beams.
+        if output is current.held.get(name) and output.weights.dim() == 2:
+            # A preview, or an encoder, ran each row once, however often `generate` multiplies it.
+            # What the first layer runs counts: a later one that reads other rows must not pass for
+            # beams.
             places = None if output.experts is None else spread(output.experts, rows)
             output = replace(output, weights=spread(output.weights, rows), experts=places)
             current.results[name] = output
@@ -199,15 +218,22 @@ class Dispatch:
                 "use_reentrant=False"
             )
 
-    def _begin(self, _model: nn.Module, args: Any, kwargs: Mapping[str, Any]) -> None:
+    def _begin(self, whole: bool, module: nn.Module, args: Any, kwargs: Mapping[str, Any]) -> None:
         if replaying():
             return
         self.lock.acquire()
-        if self.passes.current is not None:
+        running = self.passes.current
+        if running is not None:
             # Broken off from the keyboard, it never ended: that forward's hold is still ours.
             self.lock.release()
+            if not whole and module is not running.opener:
+                return
+        if not whole and self.features is not None:
+            # Only the model is told them: its part cannot run alone.
+            self.lock.release()
+            return
         told = replace(self.conditions, disabled=True) if self.silent else self.conditions
-        opened = self.passes.open(told)
+        opened = self.passes.open(told, module)
         if told.disabled or told.preview:
             return
         if self.features is not None and EVERYWHERE not in (told.pinned or {}):
@@ -216,8 +242,9 @@ class Dispatch:
             if self.previews or name not in self.reading:
                 self._evaluate(name, None, opened)
 
-    def _end(self, _model: nn.Module, _args: Any, output: Any) -> None:
-        if self.passes.current is not None and not replaying():
+    def _end(self, module: nn.Module, _args: Any, output: Any) -> None:
+        running = self.passes.current
+        if running is not None and running.opener is module and not replaying():
             self.passes.close(output)
             self.lock.release()
 
@@ -251,7 +278,8 @@ class Dispatch:
         if told.held is not None and told.pinned is None and output.weights.dim() < 3:
             told.held.setdefault(name, output)
         if told.records is not None:
-            told.records.append(Record(name, output, told.real, told.strength))
+            real = told.masks_at(self.sites[name].entry).real
+            told.records.append(Record(name, output, real, told.strength))
 
     def _result(self, name: str, x: Tensor | None, current: Pass) -> GateOutput:
         told = current.conditions
@@ -276,7 +304,8 @@ class Dispatch:
             )
         if learns:
             self._check_gradient(f"site {name!r}")
-        return self.bank.ask(name, x, told, current.features)
+        masks = told.masks_at(self.sites[name].entry)
+        return self.bank.ask(name, x, told, masks, current.features)
 
     def _pinned(self, name: str, told: Conditions) -> Tensor | None:
         return None if told.pinned is None else told.pinned.get(name, told.pinned.get(EVERYWHERE))

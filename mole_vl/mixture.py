@@ -16,7 +16,7 @@ from mole_vl.faults import some
 from mole_vl.features import Features
 from mole_vl.gates import Gate, GateSpec
 from mole_vl.layers import MixtureLayer, mixture_layer
-from mole_vl.passes import EVERYWHERE, Record
+from mole_vl.passes import EVERYWHERE, Masks, Record
 from mole_vl.sites import Layout
 from mole_vl.slots import Slots
 from mole_vl.wiring import Wiring
@@ -156,6 +156,7 @@ class Mixture(nn.Module):
         pool: Tensor | None = None,
         source: Tensor | None = None,
         filled: Tensor | None = None,
+        streams: Mapping[str, Masks] | None = None,
         hold: bool = False,
     ) -> AbstractContextManager[None]:
         """A context that tells the gates of the rows that the forwards inside carry.
@@ -169,18 +170,29 @@ class Mixture(nn.Module):
                 negative row takes its positive row's.
             filled: For each row, the place among `names` of the expert in each slot, (rows, S)
                 long: for a mixture whose gates weigh slots.
+            streams: Other masks for parts of the model that read another sequence, such as a
+                decoder, by the part's path; the nearest part decides.
             hold: Whether the first forward's row weights serve all forwards inside: a prompt's,
                 while its answer is generated.
 
         Raises:
-            ValueError: `filled` for gates that weigh experts, or an expert in a wrong slot.
+            ValueError: `filled` for gates that weigh experts, or an expert in a wrong slot; a
+                stream of a part that the model lacks.
         """
+        strange = [path for path in streams or () if path not in self._wired().paths]
+        if strange:
+            raise ValueError(
+                f"condition: streams names {strange[0]!r}, and the model has no such part"
+            )
         if filled is not None:
             if self.slots is None:
                 raise ValueError("condition: filled is for gates that weigh slots; mix with slots")
             filled = self.slots.checked(filled)
         held = {} if hold else None
-        return self._told(real=real, pool=pool, source=source, filled=filled, held=held)
+        masks = Masks(real, pool)
+        return self._told(
+            masks=masks, streams=streams or {}, source=source, filled=filled, held=held
+        )
 
     def preview(self, *args: Any, **kwargs: Any) -> None:
         """With site preview, find the weights that the forwards to come take.

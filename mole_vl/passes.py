@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from mole_vl.gates import GateOutput
 
@@ -38,6 +38,19 @@ class Record:
 
 
 @dataclass(frozen=True)
+class Masks:
+    """Which positions of a sequence count, (rows, positions) bool each.
+
+    Args:
+        real: Positions that are no padding; None where all are.
+        pool: Positions that a row's features average over; None for the real ones.
+    """
+
+    real: Tensor | None = None
+    pool: Tensor | None = None
+
+
+@dataclass(frozen=True)
 class Conditions:
     """What the next forwards are told, snapshot by each pass.
 
@@ -46,8 +59,8 @@ class Conditions:
         disabled: Whether the base alone speaks.
         kept: Experts not masked out, (E,) bool, or None.
         pinned: Weights that replace the gates', by site or under EVERYWHERE, or None.
-        real: Positions that are no padding, (rows, positions) bool, or None.
-        pool: Positions that a row's features average over; None for the real ones.
+        masks: Of the sequence that the model reads.
+        streams: Of other sequences, by the path of the part of the model that reads each.
         source: For each row, the row whose gate result it takes, (rows,); None for its own.
         filled: The expert in each row's slots, (rows, S); None where gates weigh experts.
         preview: Whether the base runs alone, up to where the gate of site preview reads.
@@ -60,18 +73,25 @@ class Conditions:
     disabled: bool = False
     kept: Tensor | None = None
     pinned: Mapping[str, Tensor] | None = None
-    real: Tensor | None = None
-    pool: Tensor | None = None
+    masks: Masks = Masks()
+    streams: Mapping[str, Masks] = field(default_factory=dict)
     source: Tensor | None = None
     filled: Tensor | None = None
     preview: bool = False
     held: dict[str, GateOutput] | None = None
     records: list[Record] | None = None
 
+    def masks_at(self, path: str | None) -> Masks:
+        """Those of the sequence that the module at `path` reads; the nearest part decides."""
+        parts = [p for p in self.streams if path == p or (path or "").startswith(f"{p}.")]
+        return self.streams[max(parts, key=len)] if parts else self.masks
+
 
 @dataclass(eq=False)
 class Pass:
     """One forward: its conditions, the results it takes over, its gates' results.
+
+    `opener` is the module whose call it is: the model, or a part of it that is called by itself.
 
     `held` is what earlier forwards left when this one began: a part of it that runs again during
     backward computes anew what it computed the first time. `features`, (rows, width), are what the
@@ -82,6 +102,7 @@ class Pass:
     held: Mapping[str, GateOutput]
     first: int
     grad: bool
+    opener: nn.Module
     last: int | None = None
     features: Tensor | None = None
     results: dict[str, GateOutput] = field(default_factory=dict)
@@ -111,11 +132,11 @@ class Passes:
     def __reduce__(self) -> tuple[type["Passes"], tuple[()]]:
         return Passes, ()
 
-    def open(self, conditions: Conditions) -> Pass:
-        """Begin a forward."""
+    def open(self, conditions: Conditions, opener: nn.Module) -> Pass:
+        """Begin a forward of a module."""
         grad = torch.is_grad_enabled()
         held = dict(conditions.held or {})
-        self.current = Pass(conditions, held, _sequence_number(), grad)
+        self.current = Pass(conditions, held, _sequence_number(), grad, opener)
         return self.current
 
     def close(self, output: Any) -> None:

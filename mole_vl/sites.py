@@ -54,11 +54,13 @@ class Layout:
         kind: How much shares one gate.
         after: How many of the blocks that carry experts run before the whole model's gate reads.
         sites: The sites, in the model's order.
+        blocks: Paths of the model's blocks.
     """
 
     kind: SiteKind
     after: int
     sites: tuple[Site, ...]
+    blocks: tuple[str, ...] = ()
 
     def conditioned(self, features: int) -> "Layout":
         """The same sites, their gates conditioned on features of this width."""
@@ -103,7 +105,7 @@ def find_sites(
     if strange:
         raise ValueError(f"blocks: the model has no module {', '.join(strange[:3])}")
     if kind in ("network", "preview"):
-        return Layout(kind, after, _whole(kind, matrices, blocks, after))
+        return Layout(kind, after, _whole(kind, matrices, blocks, after), tuple(blocks))
     if kind in {"layer", "block"} and not any(_block_of(path, blocks) for path in matrices):
         raise ValueError(
             f"site {kind!r}: none of the layers that carry experts lies in a block; hand the "
@@ -117,7 +119,7 @@ def find_sites(
         block = _block_of(owner, blocks)
         width = matrices[owner] if owner in matrices or block is None else blocks[block]
         sites.append(Site(owner, owner, width, tuple(members)))
-    return Layout(kind, after, tuple(sites))
+    return Layout(kind, after, tuple(sites), tuple(blocks))
 
 
 def blocks_of(

@@ -33,6 +33,7 @@ class Wiring:
         dispatch: Dispatch,
     ) -> None:
         self.model = model
+        self.paths = frozenset(path for path, _ in model.named_modules())
         self._layers = layers
         self._trainable = frozenset(n for n, p in model.named_parameters() if p.requires_grad)
         # The base's weights as they were before a sum was folded into them.

@@ -13,6 +13,7 @@ from mole_vl.sites import blocks_of
 from mole_vl.training import Term
 from nlp.around import Around, ExtraTerms
 from nlp.data import TextBatch
+from nlp.forms import form_of
 
 
 def blocks(model: PreTrainedModel) -> dict[str, int]:
@@ -36,8 +37,13 @@ def bound(mixture: Mixture, *, balance_weight: float = 0.0) -> Around:
     @contextmanager
     def around(batch: TextBatch) -> Iterator[ExtraTerms]:
         read = _prompts(batch) if mixture.layout.kind == "preview" else batch
-        real, prompt = read["attention_mask"].bool(), read["prompt_mask"]
-        with mixture.condition(real=real, pool=prompt, hold=True), mixture.record() as records:
+        told = mixture.condition(
+            real=read["attention_mask"].bool(),
+            pool=read["prompt_mask"],
+            streams=form_of(mixture.model).streams(mixture.model, batch),
+            hold=True,
+        )
+        with told, mixture.record() as records:
             mixture.preview(**_inputs(mixture.model, read))
 
             def terms() -> dict[str, Term]:

@@ -5,7 +5,7 @@ oracle; no model is shown it). On disk: JSON lines with these three keys.
 """
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol, TypedDict
@@ -63,7 +63,7 @@ class EncodedRow:
 
 
 class TextBatch(TypedDict):
-    """Rows side by side, all of shape (B, T).
+    """Rows side by side, of shape (B, T); an encoder-decoder's labels have a T of their own.
 
     `prompt_mask` is True on the real tokens of each prompt, False on answers and padding.
     `labels` are the ids of the answer and its end, IGNORED elsewhere.
@@ -130,13 +130,21 @@ def encode_rows(
     *,
     style: Style = "plain",
     context: int = 1024,
+    encode: Callable[[TextRow, Tokenizer, Style], EncodedRow] | None = None,
 ) -> list[EncodedRow]:
     """Token ids of rows.
+
+    Args:
+        rows: The rows.
+        tokenizer: The model's.
+        style: How prompts are put.
+        context: The most tokens that a row may have.
+        encode: How one row is encoded; as for a causal model if not given.
 
     Raises:
         ValueError: Rows longer than `context` tokens: all of them, each by its number from 0.
     """
-    encoded = [_encode(row, tokenizer, style) for row in rows]
+    encoded = [(encode or encode_causal)(row, tokenizer, style) for row in rows]
     faults = [
         f"row {number} ({row.row.prompt[:40]!r}) has {length} tokens"
         for number, row in enumerate(encoded)
@@ -147,11 +155,10 @@ def encode_rows(
     return encoded
 
 
-def _encode(row: TextRow, tokenizer: Tokenizer, style: Style) -> EncodedRow:
+def encode_causal(row: TextRow, tokenizer: Tokenizer, style: Style) -> EncodedRow:
+    """A row for a model that goes on with its prompt."""
     if style == "chat":
-        turn = [{"role": "user", "content": row.prompt}]
-        text = tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True)
-        prompt = tokenizer(text, add_special_tokens=False)["input_ids"]
+        prompt = encode_turn(row, tokenizer)
         answer = tokenizer(row.answer, add_special_tokens=False)["input_ids"]
     else:
         prompt = tokenizer(row.prompt)["input_ids"]
@@ -159,19 +166,30 @@ def _encode(row: TextRow, tokenizer: Tokenizer, style: Style) -> EncodedRow:
     return EncodedRow(tuple(prompt), (*answer, tokenizer.eos_token_id), row)
 
 
-def collate(rows: Sequence[EncodedRow], pad: int) -> TextBatch:
-    """Prompts and answers, padded on the right with the id `pad`."""
-    length = max(len(row.prompt) + len(row.answer) for row in rows)
-    ids = torch.full((len(rows), length), pad)
-    labels = torch.full((len(rows), length), IGNORED)
+def encode_turn(row: TextRow, tokenizer: Tokenizer) -> list[int]:
+    """The prompt as the user's turn of the chat template, up to where the answer begins."""
+    turn = [{"role": "user", "content": row.prompt}]
+    text = tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True)
+    return tokenizer(text, add_special_tokens=False)["input_ids"]
+
+
+def padded(rows: Sequence[Sequence[int]], fill: int) -> tuple[Tensor, Tensor]:
+    """Ids side by side, padded on the right, and which of them are no padding; both (B, T)."""
+    length = max(map(len, rows))
+    ids = torch.full((len(rows), length), fill)
     real = torch.zeros(len(rows), length, dtype=torch.bool)
-    prompt_mask = torch.zeros(len(rows), length, dtype=torch.bool)
     for index, row in enumerate(rows):
-        start, end = len(row.prompt), len(row.prompt) + len(row.answer)
-        ids[index, :end] = torch.tensor(row.prompt + row.answer)
-        labels[index, start:end] = torch.tensor(row.answer)
-        real[index, :end] = True
-        prompt_mask[index, :start] = True
+        ids[index, : len(row)] = torch.tensor(row)
+        real[index, : len(row)] = True
+    return ids, real
+
+
+def collate(rows: Sequence[EncodedRow], pad: int) -> TextBatch:
+    """Prompts and answers in one sequence, padded on the right with the id `pad`."""
+    ids, real = padded([row.prompt + row.answer for row in rows], pad)
+    labels, _ = padded([(IGNORED,) * len(row.prompt) + row.answer for row in rows], IGNORED)
+    lengths = torch.tensor([len(row.prompt) for row in rows])
+    prompt_mask = torch.arange(ids.shape[1]) < lengths[:, None]
     return TextBatch(
         input_ids=ids, attention_mask=real.long(), labels=labels, prompt_mask=prompt_mask
     )

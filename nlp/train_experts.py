@@ -22,8 +22,9 @@ from mole_vl.faults import as_messages, at_least, plain_word, refuse
 from mole_vl.files import check_file
 from mole_vl.targets import check_targets
 from mole_vl.training import FitConfig, fit
-from nlp.data import ROWS, EncodedRow, Style, TextRow, Tokenizer, encode_rows, read_rows
+from nlp.data import ROWS, EncodedRow, Style, TextRow, Tokenizer, read_rows
 from nlp.evaluate import exact_match
+from nlp.forms import form_of
 from nlp.models import BUILT_IN, load_base
 from nlp.task import LanguageTask
 
@@ -127,7 +128,7 @@ def train_expert(
         r=expert.rank,
         lora_alpha=expert.alpha,  # pyright: ignore[reportArgumentType] (peft divides it, no more)
         target_modules=list(expert.targets),
-        task_type="CAUSAL_LM",
+        task_type=form_of(model).task_type,
     )
     adapted = get_peft_model(model, lora)
     trained = {name: p for name, p in adapted.named_parameters() if p.requires_grad}
@@ -162,7 +163,9 @@ def score_experts(model: Any, tokenizer: Tokenizer, config: ExpertsConfig) -> li
     scores = []
     for expert in config.experts:
         mine = held_out[expert.name]
-        rows = encode_rows(mine, tokenizer, style=config.style, context=config.context)
+        rows = form_of(model).encode_rows(
+            mine, tokenizer, style=config.style, context=config.context
+        )
         with torch.no_grad():
             base = exact_match(model, tokenizer, rows, batch_rows=config.batch_rows)
             adapted = PeftModel.from_pretrained(model, config.output / expert.name)
@@ -193,7 +196,7 @@ def main(config: ExpertsConfig) -> None:
     for expert in missing:
         check_targets(model, expert.name, expert.targets)
     encoded = {
-        name: encode_rows(own, tokenizer, style=config.style, context=config.context)
+        name: form_of(model).encode_rows(own, tokenizer, style=config.style, context=config.context)
         for name, own in rows.items()
     }
     for expert in missing:

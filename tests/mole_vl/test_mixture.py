@@ -224,7 +224,7 @@ def test_scores_are_fp32_under_autocast(score):
     expected = gate(GateInput(x), readers).logits
     with mixture.record() as records, torch.autocast("cpu", dtype=torch.bfloat16):
         model(*inputs())
-        mixed = mixture._dispatch._result("blocks.0", x, Pass(Conditions(), {}, 0, grad=True))
+        mixed = mixture._dispatch._result("blocks.0", x, Pass(Conditions(), {}, 0, True, model))
     assert {record.output.logits.dtype for record in records} == {torch.float32}
     torch.testing.assert_close(mixed.logits, expected)
 

@@ -35,6 +35,28 @@ CAUSAL = {
     "qwen2_moe": lambda: T.Qwen2MoeConfig(**SIZES, **MOE, shared_expert_intermediate_size=16),
     "qwen3_moe": lambda: T.Qwen3MoeConfig(**SIZES, **MOE, head_dim=4),
 }
+T5 = {
+    "vocab_size": 40, "d_model": 16, "d_kv": 4, "d_ff": 24, "num_layers": 2, "num_heads": 4,
+    "pad_token_id": 0, "eos_token_id": 2, "decoder_start_token_id": 0, "dropout_rate": 0.0,
+}  # fmt: skip
+BART = {
+    "vocab_size": 40, "d_model": 16, "encoder_layers": 2, "decoder_layers": 2,
+    "encoder_attention_heads": 4, "decoder_attention_heads": 4, "encoder_ffn_dim": 24,
+    "decoder_ffn_dim": 24, "max_position_embeddings": 64, "decoder_start_token_id": 2,
+    "forced_eos_token_id": None, "dropout": 0.0, **IDS,
+}  # fmt: skip
+SEQ2SEQ = {
+    "t5": lambda: T.T5Config(**T5),
+    "flan_t5": lambda: T.T5Config(**T5, feed_forward_proj="gated-gelu", tie_word_embeddings=False),
+    "mt5": lambda: T.MT5Config(**T5),
+    "bart": lambda: T.BartConfig(**BART),
+}
+
+
+def seq2seq(family: str) -> T.PreTrainedModel:
+    """A frozen encoder-decoder in eval mode."""
+    torch.manual_seed(0)
+    return lively(T.AutoModelForSeq2SeqLM.from_config(SEQ2SEQ[family]()))
 
 
 def causal(family: str) -> T.PreTrainedModel:

@@ -1,0 +1,188 @@
+"""The two forms of language models: one that goes on with a prompt, one that reads it first.
+
+A causal model sees prompt and answer as one sequence; an encoder-decoder's encoder reads the
+prompt, and its decoder says the answer. What differs between them in batches, losses, generation
+and gates is here, and nowhere else.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from mole_vl import Masks
+from nlp.data import (
+    IGNORED,
+    EncodedRow,
+    Style,
+    TextBatch,
+    TextRow,
+    Tokenizer,
+    collate,
+    collate_prompts,
+    encode_causal,
+    encode_rows,
+    encode_turn,
+    padded,
+)
+
+# What the attention to the encoder's states is called, and its layers that read them.
+_CROSS = ("EncDecAttention", "encoder_attn", "crossattention", "cross_attn", "cross_attention")
+_READING = ("k", "v", "k_proj", "v_proj", "key", "value")
+
+
+class Form(ABC):
+    """How a model is shown prompts, and how it is asked for answers."""
+
+    task_type: Literal["CAUSAL_LM", "SEQ_2_SEQ_LM"]
+    """peft's name of it."""
+
+    @abstractmethod
+    def encode(self, row: TextRow, tokenizer: Tokenizer, style: Style) -> EncodedRow:
+        """A row as token ids."""
+
+    def encode_rows(
+        self,
+        rows: Sequence[TextRow],
+        tokenizer: Tokenizer,
+        *,
+        style: Style = "plain",
+        context: int = 1024,
+    ) -> list[EncodedRow]:
+        """Token ids of rows, as `nlp.data.encode_rows` makes them."""
+        return encode_rows(rows, tokenizer, style=style, context=context, encode=self.encode)
+
+    @abstractmethod
+    def rows(self, rows: Sequence[EncodedRow], pad: int) -> TextBatch:
+        """Prompts and answers side by side."""
+
+    @abstractmethod
+    def prompts(self, rows: Sequence[EncodedRow], pad: int) -> TextBatch:
+        """Prompts alone, as `generate` wants them; nothing is scored."""
+
+    @abstractmethod
+    def predictions(self, model: nn.Module, batch: TextBatch) -> tuple[Tensor, Tensor]:
+        """Logits (B, S, V) and the ids that they are to predict, (B, S), IGNORED where none is.
+
+        S are the positions that score something in any row: the head, dear with a big vocabulary,
+        runs on these alone where that can be said.
+        """
+
+    @abstractmethod
+    def said(self, ids: Tensor, batch: TextBatch) -> Tensor:
+        """The new ids among those that `generate` returns."""
+
+    @abstractmethod
+    def streams(self, model: nn.Module, batch: TextBatch) -> Mapping[str, Masks]:
+        """Masks of the parts of the model that read another sequence than `input_ids`."""
+
+
+class Causal(Form):
+    """A model that goes on with its prompt."""
+
+    task_type = "CAUSAL_LM"
+
+    def encode(self, row: TextRow, tokenizer: Tokenizer, style: Style) -> EncodedRow:
+        """Prompt and answer as one text would be encoded."""
+        return encode_causal(row, tokenizer, style)
+
+    def rows(self, rows: Sequence[EncodedRow], pad: int) -> TextBatch:
+        """Prompts and answers in one sequence, padded on the right."""
+        return collate(rows, pad)
+
+    def prompts(self, rows: Sequence[EncodedRow], pad: int) -> TextBatch:
+        """Prompts alone, padded on the left."""
+        return collate_prompts(rows, pad)
+
+    def predictions(self, model: nn.Module, batch: TextBatch) -> tuple[Tensor, Tensor]:
+        """Each position predicts the next one's id."""
+        labels = batch["labels"][:, 1:]
+        columns = (labels != IGNORED).any(dim=0).nonzero().squeeze(1)
+        logits = model(
+            input_ids=batch["input_ids"],
+            attention_mask=batch["attention_mask"],
+            logits_to_keep=columns,
+            use_cache=False,
+        ).logits
+        return logits, labels[:, columns]
+
+    def said(self, ids: Tensor, batch: TextBatch) -> Tensor:
+        """What comes after the prompt."""
+        return ids[:, batch["input_ids"].shape[1] :]
+
+    def streams(self, model: nn.Module, batch: TextBatch) -> Mapping[str, Masks]:
+        """None: there is one sequence."""
+        return {}
+
+
+class EncoderDecoder(Form):
+    """A model whose encoder reads the prompt, and whose decoder says the answer.
+
+    The prompt of its decoder is the token that it starts with: gates over rows read it there, where
+    it has met the encoder's states, and hold for the answer.
+    """
+
+    task_type = "SEQ_2_SEQ_LM"
+
+    def encode(self, row: TextRow, tokenizer: Tokenizer, style: Style) -> EncodedRow:
+        """Prompt and answer as texts of their own, each as the tokenizer ends them."""
+        prompt = (
+            encode_turn(row, tokenizer) if style == "chat" else tokenizer(row.prompt)["input_ids"]
+        )
+        answer = tokenizer(row.answer)["input_ids"]
+        end = () if answer and answer[-1] == tokenizer.eos_token_id else (tokenizer.eos_token_id,)
+        return EncodedRow(tuple(prompt), (*answer, *end), row)
+
+    def rows(self, rows: Sequence[EncodedRow], pad: int) -> TextBatch:
+        """Prompts in one sequence, answers in another, both padded on the right."""
+        batch = self.prompts(rows, pad)
+        labels, _ = padded([row.answer for row in rows], IGNORED)
+        return TextBatch(**{**batch, "labels": labels})
+
+    def prompts(self, rows: Sequence[EncodedRow], pad: int) -> TextBatch:
+        """Prompts alone, padded on the right."""
+        ids, real = padded([row.prompt for row in rows], pad)
+        labels = torch.full((len(rows), 1), IGNORED)
+        return TextBatch(input_ids=ids, attention_mask=real.long(), labels=labels, prompt_mask=real)
+
+    def predictions(self, model: nn.Module, batch: TextBatch) -> tuple[Tensor, Tensor]:
+        """Each position of the decoder predicts its own label."""
+        base: Any = model
+        logits = model(
+            input_ids=batch["input_ids"],
+            attention_mask=batch["attention_mask"],
+            decoder_input_ids=base.prepare_decoder_input_ids_from_labels(batch["labels"]),
+            use_cache=False,
+        ).logits
+        return logits, batch["labels"]
+
+    def said(self, ids: Tensor, batch: TextBatch) -> Tensor:
+        """All but the token that the decoder starts with."""
+        return ids[:, 1:]
+
+    def streams(self, model: nn.Module, batch: TextBatch) -> Mapping[str, Masks]:
+        """The decoder reads the answer; its attention to the encoder reads the prompt."""
+        labels = batch["labels"]
+        first = torch.zeros_like(labels, dtype=torch.bool)
+        first[:, 0] = True
+        # At the start `generate` runs the first position alone, and nothing is scored yet.
+        scored = (labels != IGNORED) | first
+        own = Masks(real=scored, pool=first)
+        prompt = Masks(real=batch["attention_mask"].bool(), pool=batch["prompt_mask"])
+        base: Any = model
+        decoder = base.get_decoder()
+        start = next(path for path, module in model.named_modules() if module is decoder)
+        crossing = {
+            f"{start}.{path}": prompt
+            for path, _ in decoder.named_modules()
+            if path.rpartition(".")[2] in _READING and path.split(".")[-2] in _CROSS
+        }
+        return {start: own, **crossing}
+
+
+def form_of(model: nn.Module) -> Form:
+    """The form of a model of transformers, plain, under peft, or mixed."""
+    config = getattr(model, "config", None)
+    return EncoderDecoder() if getattr(config, "is_encoder_decoder", False) else Causal()
