@@ -23,11 +23,11 @@ pair and side that is done is kept under out/benchmarks.
 """
 
 import argparse
-import json
 import shutil
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -46,6 +46,7 @@ from mole_vl.training import FitConfig, Progress, Stop, Term, fit
 from mole_vl.training.rows import rows_of_step
 from presets import described, load, plan
 from results import FOLDER, ROOT, Measurement, measured, write_results
+from units import Units
 
 OURS, THEIRS = "preset", "authors' loss"
 SHARE = 0.95
@@ -158,16 +159,13 @@ def mixed(preset: Any, pair: Composition, config: FitConfig) -> SubjectStyle:
 def course_of(
     side: str, pair: Composition, config: FitConfig, budget: float, options: argparse.Namespace
 ) -> Course:
-    """The course of one side's run; a course that was kept is read."""
-    file = config.output.with_suffix(".json")
-    if not file.exists():
-        # A run that broke off has lost its clock.
-        shutil.rmtree(config.output, ignore_errors=True)
-        domain = mixed(load(CONFIG), pair, config)
-        watch = Watch(domain, options.every, options.noises, budget)
-        fit(task_of(side, domain, options.sampler_steps), config, watch=watch)
-        file.write_text(json.dumps(asdict(watch.course)))
-    return Course(**json.loads(file.read_text()))
+    """The course of one side's run."""
+    # A run that broke off has lost its clock.
+    shutil.rmtree(config.output, ignore_errors=True)
+    domain = mixed(load(CONFIG), pair, config)
+    watch = Watch(domain, options.every, options.noises, budget)
+    fit(task_of(side, domain, options.sampler_steps), config, watch=watch)
+    return watch.course
 
 
 def one_step(side: str, pair: Composition, config: FitConfig, sampler_steps: int) -> float:
@@ -236,6 +234,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--budget", type=float, default=12.0, help="times our CPU seconds")
     parser.add_argument("--every", type=int, default=5, help="steps between looks")
     parser.add_argument("--noises", type=int, default=4, help="pictures of a look")
+    parser.add_argument("--part", default="1/1", help="the Kth of N processes' pairs, as K/N")
     parser.add_argument("--quick", action="store_true", help="one pair, few steps, for a look")
     return parser.parse_args()
 
@@ -248,39 +247,45 @@ def main() -> None:
     write_candidates(WORLD, PICTURES)
     preset = load(CONFIG)
     folder = ROOT / "out/benchmarks/authors_loss" / ("quick" if options.quick else "full")
-    folder.mkdir(parents=True, exist_ok=True)
+    results = folder if options.quick else FOLDER
+    part, parts = map(int, options.part.split("/"))
     pairs = compositions(WORLD, "dev")[: 1 if options.quick else None]
     steps = 3 if options.quick else preset.fit.steps
     config = replace(preset.fit, steps=steps, progress=False)
+    settings = described(CONFIG) | {
+        "steps": steps,
+        "loss": asdict(preset.domain.loss),
+        **{name: value for name, value in vars(options).items() if name != "part"},
+        "share of the gain": SHARE,
+    }
+    kept = Units(folder / "units", results / "authors_loss_units.json", settings)
     # Before anything is loaded here: see `alone`.
     steps_alone = {
         side: alone(one_step, side, pairs[0], config, options.sampler_steps)
-        for side in (OURS, THEIRS)
+        for side in ((OURS, THEIRS) if parts == 1 else ())
     }
     courses: dict[str, dict[str, Course]] = {}
-    for pair in pairs:
+    for pair in pairs[part - 1 :: parts]:
         sides, budget = courses.setdefault(pair.name, {}), float("inf")
         for side in (OURS, THEIRS):
-            run = replace(config, output=folder / f"{pair.name}, {side}")
-            sides[side] = course_of(side, pair, run, budget, options)
+            unit = f"{pair.name}, {side}"
+            run = replace(config, output=folder / "runs" / unit)
+            measure = partial(course_of, side, pair, run, budget, options)
+            sides[side] = Course(**kept.get(unit, lambda measure=measure: asdict(measure())))
             budget = options.budget * sides[OURS].cpu_seconds[-1]
+            kept.gather()
         print(f"{pair.name}: done", flush=True)
+    if parts > 1:
+        return
     rows = summary(courses)
     for side, (seconds, gib) in steps_alone.items():
         arm = side if side == OURS else f"{side}, from the sampler's first step"
         rows.append(measured("CPU seconds of one step alone", arm, [seconds]))
         rows.append(measured("peak GiB of a process with one step", arm, [gib]))
-    settings = described(CONFIG) | {
-        "steps": steps,
-        "loss": asdict(preset.domain.loss),
-        **vars(options),
-        "share of the gain": SHARE,
-        "courses": {
-            name: {side: asdict(course) for side, course in sides.items()}
-            for name, sides in courses.items()
-        },
+    settings["courses"] = {
+        name: {side: asdict(course) for side, course in sides.items()}
+        for name, sides in courses.items()
     }
-    results = ROOT / "out/benchmarks" if options.quick else FOLDER
     write_results("authors_loss", rows, settings=settings, seeds=[config.seed], folder=results)
 
 
