@@ -8,6 +8,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from mole_vl import Mixture
+from mole_vl.layers import layer_shapes
 from mole_vl.losses import balance
 from mole_vl.sites import blocks_of
 from mole_vl.training import Term
@@ -17,9 +18,17 @@ from nlp.forms import form_of
 
 
 def blocks(model: PreTrainedModel) -> dict[str, int]:
-    """Width of each block that the model itself names as one that must not be split, by path."""
-    width = model.config.get_text_config().hidden_size
-    return blocks_of(model, model._no_split_modules or (), lambda _module: width)
+    """Width of each block that the model itself names as one that must not be split, by path.
+
+    Those of a vision tower are among them; embeddings, which hold no linear layer, are not. A block
+    is as wide as its first linear layer reads.
+    """
+    found = blocks_of(model, model._no_split_modules or (), _width)
+    return {path: width for path, width in found.items() if width}
+
+
+def _width(block: nn.Module) -> int:
+    return next((shape[1] for shape in layer_shapes(block).values() if len(shape) == 2), 0)
 
 
 def bound(mixture: Mixture, *, balance_weight: float = 0.0) -> Around:
@@ -40,7 +49,7 @@ def bound(mixture: Mixture, *, balance_weight: float = 0.0) -> Around:
         told = mixture.condition(
             real=read["attention_mask"].bool(),
             pool=read["prompt_mask"],
-            streams=form_of(mixture.model).streams(mixture.model, batch),
+            streams=form_of(mixture.model).streams(mixture, batch),
             hold=True,
         )
         with told, mixture.record() as records:

@@ -12,7 +12,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from mole_vl import Masks
+from mole_vl import Masks, Mixture
 from nlp.data import (
     IGNORED,
     EncodedRow,
@@ -75,8 +75,8 @@ class Form(ABC):
         """The new ids among those that `generate` returns."""
 
     @abstractmethod
-    def streams(self, model: nn.Module, batch: TextBatch) -> Mapping[str, Masks]:
-        """Masks of the parts of the model that read another sequence than `input_ids`."""
+    def streams(self, mixture: Mixture, batch: TextBatch) -> Mapping[str, Masks]:
+        """Masks of the parts of the mixed model that read another sequence than `input_ids`."""
 
 
 class Causal(Form):
@@ -112,9 +112,12 @@ class Causal(Form):
         """What comes after the prompt."""
         return ids[:, batch["input_ids"].shape[1] :]
 
-    def streams(self, model: nn.Module, batch: TextBatch) -> Mapping[str, Masks]:
-        """None: there is one sequence."""
-        return {}
+    def streams(self, mixture: Mixture, batch: TextBatch) -> Mapping[str, Masks]:
+        """Blocks outside the language model, such as a vision tower's, read no text."""
+        text = _decoder_path(mixture.model)
+        return {
+            block: Masks() for block in mixture.layout.blocks if not block.startswith(f"{text}.")
+        }
 
 
 class EncoderDecoder(Form):
@@ -162,7 +165,7 @@ class EncoderDecoder(Form):
         """All but the token that the decoder starts with."""
         return ids[:, 1:]
 
-    def streams(self, model: nn.Module, batch: TextBatch) -> Mapping[str, Masks]:
+    def streams(self, mixture: Mixture, batch: TextBatch) -> Mapping[str, Masks]:
         """The decoder reads the answer; its attention to the encoder reads the prompt."""
         labels = batch["labels"]
         first = torch.zeros_like(labels, dtype=torch.bool)
@@ -171,15 +174,21 @@ class EncoderDecoder(Form):
         scored = (labels != IGNORED) | first
         own = Masks(real=scored, pool=first)
         prompt = Masks(real=batch["attention_mask"].bool(), pool=batch["prompt_mask"])
-        base: Any = model
-        decoder = base.get_decoder()
-        start = next(path for path, module in model.named_modules() if module is decoder)
+        start = _decoder_path(mixture.model)
         crossing = {
-            f"{start}.{path}": prompt
-            for path, _ in decoder.named_modules()
-            if path.rpartition(".")[2] in _READING and path.split(".")[-2] in _CROSS
+            path: prompt
+            for path in mixture.layers
+            if path.startswith(f"{start}.")
+            and path.rpartition(".")[2] in _READING
+            and path.split(".")[-2] in _CROSS
         }
         return {start: own, **crossing}
+
+
+def _decoder_path(model: Any) -> str:
+    """Where the part of a model stands that says the answer."""
+    decoder = model.get_decoder()
+    return next(path for path, module in model.named_modules() if module is decoder)
 
 
 def form_of(model: nn.Module) -> Form:

@@ -51,6 +51,37 @@ SEQ2SEQ = {
     "mt5": lambda: T.MT5Config(**T5),
     "bart": lambda: T.BartConfig(**BART),
 }
+VISION = {
+    "hidden_size": 12, "intermediate_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2,
+    "image_size": 16, "patch_size": 8,
+}  # fmt: skip
+QWEN_VISION = {
+    "depth": 2, "embed_dim": 24, "hidden_size": 16, "num_heads": 2, "patch_size": 4,
+    "spatial_merge_size": 2, "temporal_patch_size": 2, "mlp_ratio": 2,
+}  # fmt: skip
+ROPE = {"type": "mrope", "rope_type": "default", "mrope_section": [1, 1, 0]}
+IMAGE = 38
+"""The token that stands for a patch of a picture."""
+
+
+def llava() -> T.PreTrainedModel:
+    """Sees pictures of 16 pixels as four patches."""
+    torch.manual_seed(0)
+    config = T.LlavaConfig(
+        vision_config=T.CLIPVisionConfig(**VISION), text_config=T.LlamaConfig(**SIZES),
+        image_token_index=IMAGE, vision_feature_layer=-1,
+    )  # fmt: skip
+    return lively(T.LlavaForConditionalGeneration(config))
+
+
+def qwen2_vl() -> T.PreTrainedModel:
+    """Sees pictures as a list of patches, four of which are one token."""
+    torch.manual_seed(0)
+    config = T.Qwen2VLConfig(
+        text_config=dict(SIZES, rope_scaling=ROPE), vision_config=QWEN_VISION,
+        image_token_id=IMAGE, video_token_id=37, vision_start_token_id=36, vision_end_token_id=35,
+    )  # fmt: skip
+    return lively(T.Qwen2VLForConditionalGeneration(config))
 
 
 def seq2seq(family: str) -> T.PreTrainedModel:
