@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 
 from torch import nn
 
+from mole_vl.calls import Calls
 from mole_vl.experts import Expert, check_fit, check_names
 from mole_vl.faults import at_least, instance_of, refuse
 from mole_vl.features import Features
@@ -25,6 +26,7 @@ def mix(
     blocks: Mapping[str, int] | None = None,
     slots: Mapping[str, Sequence[str]] | None = None,
     features: Features | None = None,
+    calls: Calls | None = None,
 ) -> Mixture:
     """Mix experts into a model, in place: its base is frozen, its layers get their experts.
 
@@ -43,6 +45,8 @@ def mix(
             slots, so that `mix_from` takes any expert under a slot's name.
         features: What the model itself is told at each forward and all gates read beside their
             sites' input, starting at zero (`dreambooth.conditioning`).
+        calls: Reads what a forward's own arguments tell of its rows, where no `condition` does: so
+            a gate over rows holds for a whole answer in anybody's loop (`nlp.calls.TextCalls`).
 
     Returns:
         The handle, also found as `model.mixture`. Nothing of the model has changed on an error.
@@ -70,7 +74,7 @@ def mix(
     if features is not None:
         layout = layout.conditioned(features.width)
     roles = None if slots is None else Slots.of(slots, [expert.name for expert in experts])
-    mixture = Mixture(experts, gate, layout, paths, roles, features)
+    mixture = Mixture(experts, gate, layout, paths, roles, features, calls)
     mixture.wire(model)
     return mixture
 

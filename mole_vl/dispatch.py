@@ -9,15 +9,17 @@ import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from copy import deepcopy
-from dataclasses import replace
+from dataclasses import fields, replace
 from functools import partial
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from mole_vl.bank import GateBank, spread
+from mole_vl.calls import Call, Calls
 from mole_vl.features import Features, read_features
 from mole_vl.gates import GateOutput
 from mole_vl.layers import MixtureLayer
@@ -60,6 +62,7 @@ class Dispatch:
         reads_input: Whether the gates look at their site's input, where it has one to read.
         experts: How many experts there are.
         features: What the model itself is told and the gates read; None for nothing.
+        calls: Reads what a forward's arguments tell of its rows; None for nothing.
     """
 
     def __init__(
@@ -69,10 +72,14 @@ class Dispatch:
         reads_input: bool,
         experts: int,
         features: Features | None = None,
+        calls: Calls | None = None,
     ) -> None:
         self.bank = bank
         self.experts = experts
         self.features = features
+        self.calls = calls
+        # What row gates found, by the thread of forwards that it holds for.
+        self.threads: WeakKeyDictionary[Any, dict[str, GateOutput]] = WeakKeyDictionary()
         self.sites = {site.name: site for site in layout.sites}
         self.reading = {
             name: site.entry
@@ -92,12 +99,19 @@ class Dispatch:
         twin = type(self).__new__(type(self))
         memo[id(self)] = twin
         for name, value in vars(self).items():
-            fresh = Conditions() if name == "conditions" else deepcopy(value, memo)
-            setattr(twin, name, fresh)
+            fresh = self._untold()
+            setattr(twin, name, fresh[name] if name in fresh else deepcopy(value, memo))
         return twin
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**vars(self), "conditions": Conditions()}
+        return {**vars(self), **self._untold(), "threads": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state, **self._untold())
+
+    @staticmethod
+    def _untold() -> dict[str, Any]:
+        return {"conditions": Conditions(), "threads": WeakKeyDictionary()}
 
     def attach(self, model: nn.Module) -> list[RemovableHandle]:
         """Hook into a model; the handles undo it."""
@@ -233,6 +247,8 @@ class Dispatch:
             self.lock.release()
             return
         told = replace(self.conditions, disabled=True) if self.silent else self.conditions
+        if whole and self.calls is not None and not (told.told or told.disabled or told.preview):
+            told = self._as_called(self.calls(module, args, kwargs), module)
         opened = self.passes.open(told, module)
         if told.disabled or told.preview:
             return
@@ -241,6 +257,20 @@ class Dispatch:
         for name in self.sites:
             if self.previews or name not in self.reading:
                 self._evaluate(name, None, opened)
+
+    def _as_called(self, call: Call, model: nn.Module) -> Conditions:
+        """The conditions in force, and what the forward's own arguments tell."""
+        held = None
+        if call.thread is not None:
+            if call.first:
+                self.threads.pop(call.thread, None)
+            held = self.threads.setdefault(call.thread, {})
+        told = replace(self.conditions, told=True, masks=call.masks, held=held)
+        if self.previews and NETWORK not in (held or {}) and call.preview:
+            told = replace(told, held={} if held is None else held)
+            with self.told(**{f.name: getattr(told, f.name) for f in fields(told)}):
+                self.preview(lambda: model(**call.preview))
+        return told
 
     def _end(self, module: nn.Module, _args: Any, output: Any) -> None:
         running = self.passes.current

@@ -16,6 +16,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from mole_vl.build import mix
+from mole_vl.calls import Calls
 from mole_vl.experts import Expert, check_names
 from mole_vl.features import Features
 from mole_vl.files import new_file
@@ -115,6 +116,7 @@ def mix_from(
     blocks: Mapping[str, int] | None = None,
     allow_changed: bool = False,
     features: Features | None = None,
+    calls: Calls | None = None,
 ) -> Mixture:
     """Mix a model as a gate file says: its experts in its order, its site, its gates.
 
@@ -126,6 +128,7 @@ def mix_from(
         allow_changed: Whether an expert whose factors differ from those that the gates were
             trained with is taken all the same.
         features: What the model itself is told and the gates read: what `read_gates` names.
+        calls: As for `mix`.
 
     Raises:
         ValueError: A missing or unknown expert, changed factors, other features, gates for other
@@ -163,6 +166,7 @@ def mix_from(
         after=found.after,
         blocks=blocks,
         features=features,
+        calls=calls,
     )
     try:
         load_gates(mixture, found)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from mole_vl.bank import GateBank
+from mole_vl.calls import Calls
 from mole_vl.dispatch import Dispatch
 from mole_vl.experts import Expert
 from mole_vl.faults import some
@@ -35,6 +36,7 @@ class Mixture(nn.Module):
         paths: The layers that are to carry experts, with their frozen base layers.
         slots: What the gates weigh, if it is not the experts themselves.
         features: What the model itself is told and the gates read; the layout knows their width.
+        calls: Reads what a forward's arguments tell of its rows.
     """
 
     def __init__(
@@ -45,6 +47,7 @@ class Mixture(nn.Module):
         paths: Mapping[str, nn.Module],
         slots: Slots | None = None,
         features: Features | None = None,
+        calls: Calls | None = None,
     ) -> None:
         super().__init__()
         self.slots = slots
@@ -72,7 +75,7 @@ class Mixture(nn.Module):
         # A ModuleDict key must hold no dots (a module's path holds no slash), and be no method.
         self.gates = nn.ModuleDict({f"at {name}".replace(".", "/"): g for name, g in gates.items()})
         bank = GateBank(gates, readers, slots)
-        self._dispatch = Dispatch(layout, bank, spec.reads_input, len(experts), features)
+        self._dispatch = Dispatch(layout, bank, spec.reads_input, len(experts), features, calls)
         # In a plain dict: the model registers the layers, the handle must not do it again.
         self.layers: Mapping[str, MixtureLayer] = layers
         self._wiring: Wiring | None = None
@@ -191,7 +194,7 @@ class Mixture(nn.Module):
         held = {} if hold else None
         masks = Masks(real, pool)
         return self._told(
-            masks=masks, streams=streams or {}, source=source, filled=filled, held=held
+            told=True, masks=masks, streams=streams or {}, source=source, filled=filled, held=held
         )
 
     def preview(self, *args: Any, **kwargs: Any) -> None:

@@ -56,6 +56,7 @@ class Conditions:
 
     Args:
         strength: Multiplies the whole mixture; a float or a scalar tensor.
+        told: Whether somebody told of the rows: what a forward's own arguments tell is not heard.
         disabled: Whether the base alone speaks.
         kept: Experts not masked out, (E,) bool, or None.
         pinned: Weights that replace the gates', by site or under EVERYWHERE, or None.
@@ -70,6 +71,7 @@ class Conditions:
     """
 
     strength: float | Tensor = 1.0
+    told: bool = False
     disabled: bool = False
     kept: Tensor | None = None
     pinned: Mapping[str, Tensor] | None = None
