@@ -157,20 +157,19 @@ def encode_rows(
 
 def encode_causal(row: TextRow, tokenizer: Tokenizer, style: Style) -> EncodedRow:
     """A row for a model that goes on with its prompt."""
-    if style == "chat":
-        prompt = encode_turn(row, tokenizer)
-        answer = tokenizer(row.answer, add_special_tokens=False)["input_ids"]
-    else:
-        prompt = tokenizer(row.prompt)["input_ids"]
-        answer = tokenizer(f" {row.answer}", add_special_tokens=False)["input_ids"]
-    return EncodedRow(tuple(prompt), (*answer, tokenizer.eos_token_id), row)
+    answer = row.answer if style == "chat" else f" {row.answer}"
+    ids = tokenizer(answer, add_special_tokens=False)["input_ids"]
+    prompt = encode_prompt(row.prompt, tokenizer, style)
+    return EncodedRow(prompt, (*ids, tokenizer.eos_token_id), row)
 
 
-def encode_turn(row: TextRow, tokenizer: Tokenizer) -> list[int]:
-    """The prompt as the user's turn of the chat template, up to where the answer begins."""
-    turn = [{"role": "user", "content": row.prompt}]
+def encode_prompt(prompt: str, tokenizer: Tokenizer, style: Style) -> tuple[int, ...]:
+    """A prompt as it stands, or as the user's turn of the chat template, up to the answer."""
+    if style == "plain":
+        return tuple(tokenizer(prompt)["input_ids"])
+    turn = [{"role": "user", "content": prompt}]
     text = tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True)
-    return tokenizer(text, add_special_tokens=False)["input_ids"]
+    return tuple(tokenizer(text, add_special_tokens=False)["input_ids"])
 
 
 def padded(rows: Sequence[Sequence[int]], fill: int) -> tuple[Tensor, Tensor]:

@@ -23,8 +23,8 @@ from nlp.data import (
     collate,
     collate_prompts,
     encode_causal,
+    encode_prompt,
     encode_rows,
-    encode_turn,
     padded,
 )
 
@@ -131,12 +131,9 @@ class EncoderDecoder(Form):
 
     def encode(self, row: TextRow, tokenizer: Tokenizer, style: Style) -> EncodedRow:
         """Prompt and answer as texts of their own, each as the tokenizer ends them."""
-        prompt = (
-            encode_turn(row, tokenizer) if style == "chat" else tokenizer(row.prompt)["input_ids"]
-        )
         answer = tokenizer(row.answer)["input_ids"]
         end = () if answer and answer[-1] == tokenizer.eos_token_id else (tokenizer.eos_token_id,)
-        return EncodedRow(tuple(prompt), (*answer, *end), row)
+        return EncodedRow(encode_prompt(row.prompt, tokenizer, style), (*answer, *end), row)
 
     def rows(self, rows: Sequence[EncodedRow], pad: int) -> TextBatch:
         """Prompts in one sequence, answers in another, both padded on the right."""

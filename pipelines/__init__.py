@@ -12,3 +12,4 @@ from pipelines.stable_diffusion import (
     MoLEStableDiffusionPipeline as MoLEStableDiffusionPipeline,
     MoLEStableDiffusionXLPipeline as MoLEStableDiffusionXLPipeline,
 )
+from pipelines.text_generation import MoLETextGeneration as MoLETextGeneration

@@ -2,13 +2,13 @@
 
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Protocol
 
 from mole_vl import Mixture, save_gates
 from mole_vl.files import check_file, new_folder
 from mole_vl.peft_folder import write_peft
-from pipelines.bearing import BearsExperts
 from pipelines.loading import Bank
 
 FOLDER = "mixture"
@@ -49,7 +49,19 @@ def has_mixture(folder: Path) -> bool:
     return (folder / FOLDER).is_dir()
 
 
-def load_mixture(pipe: BearsExperts, folder: Path) -> None:
+class Loading(Protocol):
+    """A pipeline that takes experts and gates from folders."""
+
+    def load_experts(self, experts: Sequence[str | Path], /) -> None:
+        """Mix experts, by their folders."""
+        ...
+
+    def load_gates(self, folder: str | Path, /) -> None:
+        """Take gates from a folder of PART.safetensors."""
+        ...
+
+
+def load_mixture(pipe: Loading, folder: Path) -> None:
     """Put the experts and gates of a saved pipeline into its base.
 
     Raises:

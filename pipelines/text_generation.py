@@ -1,0 +1,301 @@
+"""A language model whose task LoRAs are mixed by gates, as a pipeline."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from mole_vl import Expert, Mixture, merged, mix, mix_from, read_components, write_peft
+from mole_vl.arms import together
+from mole_vl.gates import Average, GateSpec
+from mole_vl.sites import SiteKind
+from nlp.adapter import blocks, bound
+from nlp.calls import TextCalls
+from nlp.data import EncodedRow, Style, TextRow, Tokenizer, encode_prompt, to_device
+from nlp.forms import form_of
+from nlp.models import load_base
+from pipelines.folder import (
+    check_replaceable,
+    drop_mixture,
+    has_mixture,
+    load_mixture,
+    save_mixture,
+)
+from pipelines.recording import Recording
+from pipelines.weights import check_known
+
+PART = "model"
+
+# For all prompts: weights by expert's name (zero for the others), or (E,) in the experts' order, or
+# one of these by site; or for each prompt an expert's name, weights by name, or a row of (rows, E).
+TextWeights: TypeAlias = (
+    Mapping[str, Any] | Tensor | Sequence[float] | Sequence[str | Mapping[str, float]]
+)
+
+
+class MoLETextGeneration:
+    """Prompts in, answers out, by a base, its experts and their gates.
+
+    Args:
+        model: A language model of transformers, causal or encoder-decoder.
+        tokenizer: Its tokenizer, with a pad token.
+    """
+
+    def __init__(self, model: PreTrainedModel, tokenizer: Tokenizer) -> None:
+        self.model = model
+        self.tokenizer = tokenizer
+        self._experts: list[Expert] = []
+
+    @classmethod
+    def from_pretrained(
+        cls, name: str | Path, *, dtype: torch.dtype = torch.float32
+    ) -> "MoLETextGeneration":
+        """A base as `nlp.models.load_base` finds it, with the experts and gates saved with it.
+
+        Raises:
+            FileNotFoundError: There is no such model.
+            ValueError: The mixture in its folder is damaged.
+        """
+        pipe = cls(*load_base(str(name), dtype=dtype))
+        if has_mixture(Path(name)):
+            load_mixture(pipe, Path(name))
+        return pipe
+
+    @property
+    def mixture(self) -> Mixture:
+        """The handle of the mixed model.
+
+        Raises:
+            RuntimeError: No experts are loaded.
+        """
+        found = getattr(self.model, "mixture", None)
+        if not isinstance(found, Mixture):
+            raise RuntimeError("there is nothing to mix: call load_experts() first")
+        return found
+
+    @property
+    def experts(self) -> tuple[str, ...]:
+        """Names of the experts: the order of weights."""
+        return self.mixture.names if self._experts else ()
+
+    def load_experts(
+        self,
+        experts: Sequence[str | Path | Expert] | Mapping[str, str | Path],
+        *,
+        gate: GateSpec = Average(),  # noqa: B008 (frozen)
+        site: SiteKind = "block",
+        after: int = 0,
+    ) -> None:
+        """Mix task LoRAs into the model.
+
+        Args:
+            experts: PEFT folders, under their own names or the keys of a mapping; or experts.
+            gate: What decides the weights, until `load_gates`.
+            site: As for `mole_vl.mix`.
+            after: As for `mole_vl.mix`.
+
+        Raises:
+            FileNotFoundError: No LoRA there.
+            ValueError: Experts that share a name or do not fit; the model is as it was then.
+            RuntimeError: Experts are loaded already.
+        """
+        if self._experts:
+            raise RuntimeError(
+                f"experts are loaded already ({', '.join(self.experts)}): call unload_experts() "
+                "first"
+            )
+        given = experts.items() if isinstance(experts, Mapping) else [(None, e) for e in experts]
+        read = [one if isinstance(one, Expert) else _read(one, name) for name, one in given]
+        mix(
+            self.model, read, gate=gate, site=site, after=after, blocks=blocks(self.model),
+            calls=TextCalls(),
+        )  # fmt: skip
+        self._experts = read
+
+    def load_gates(self, path: str | Path, *, allow_changed: bool = False) -> None:
+        """Take trained gates, with their site.
+
+        Args:
+            path: A gate file, or the folder that training left it in, as model.safetensors.
+            allow_changed: As for `mole_vl.mix_from`.
+
+        Raises:
+            FileNotFoundError: No gate file there.
+            ValueError: Gates that do not fit the experts; the pipeline is left as it was.
+            RuntimeError: No experts are loaded.
+        """
+        path = Path(path)
+        before = self.mixture
+        before.unmix()
+        try:
+            mix_from(
+                self.model,
+                self._experts,
+                path / f"{PART}.safetensors" if path.is_dir() else path,
+                blocks=blocks(self.model),
+                allow_changed=allow_changed,
+                calls=TextCalls(),
+            )
+        except BaseException:
+            before.wire(self.model)
+            raise
+
+    def unload_experts(self) -> None:
+        """Give the base back, bit for bit."""
+        self.mixture.unmix()
+        self._experts = []
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        prompts: str | Sequence[str],
+        *,
+        style: Style = "plain",
+        strength: float | Tensor = 1.0,
+        masked: Sequence[str] = (),
+        weights: TextWeights | None = None,
+        max_new_tokens: int = 64,
+        **generate: Any,
+    ) -> list[str]:
+        """Answer prompts, all in one batch.
+
+        Args:
+            prompts: One or several.
+            style: Prompts as they stand (plain), or as the user's turn of the chat template (chat).
+            strength: Multiplies the whole mixture.
+            masked: Names of experts left out.
+            weights: Weights that replace the gates', for all prompts or for each (`TextWeights`).
+            max_new_tokens: The most tokens of an answer.
+            generate: As for transformers' `generate`: beams, sampling, `num_return_sequences` ...
+
+        Returns:
+            The answers in the prompts' order, without the prompts; of several sequences for each
+            prompt, one prompt's after another's.
+
+        Raises:
+            ValueError: No prompt, an unknown expert, or weights for another number of prompts.
+            RuntimeError: No experts are loaded.
+        """
+        texts = [prompts] if isinstance(prompts, str) else list(prompts)
+        if not texts or not all(isinstance(text, str) and text for text in texts):
+            raise ValueError(f"prompts: {prompts!r}, expected some text, or several texts")
+        mixture, form = self.mixture, form_of(self.model)
+        rows = [
+            EncodedRow(encode_prompt(text, self.tokenizer, style), (), TextRow(text, "", ""))
+            for text in texts
+        ]
+        batch = to_device(form.prompts(rows, self.tokenizer.pad_token_id), self.model.device)
+        contexts = [mixture.scaled(strength)]
+        contexts += [mixture.masked(masked)] if masked else []
+        contexts += (
+            [mixture.pinned(self._given(weights, len(texts)))] if weights is not None else []
+        )
+        with together(contexts), bound(mixture)(batch):
+            model: Any = self.model
+            ids = model.generate(
+                input_ids=batch["input_ids"],
+                attention_mask=batch["attention_mask"],
+                max_new_tokens=max_new_tokens,
+                pad_token_id=self.tokenizer.pad_token_id,
+                **generate,
+            )
+        said = self.tokenizer.batch_decode(form.said(ids, batch), skip_special_tokens=True)
+        return [text.strip() for text in said]
+
+    @contextmanager
+    def record(self) -> Iterator[Recording]:
+        """A context that records the weights of all that is said inside, by site and forward.
+
+        A gate over positions has a weight for each token: `mixture.record()` lists them all.
+        """
+        mixture = self.mixture
+        with mixture.record() as records:
+            yield Recording({PART: mixture.names}, {PART: records})
+
+    def export(
+        self,
+        path: str | Path,
+        rank: int | None = None,
+        *,
+        weights: Mapping[str, float] | Recording | None = None,
+    ) -> float:
+        """Write the mixture as one ordinary PEFT LoRA, for tools that know nothing of gates.
+
+        Args:
+            path: The folder; its name is the LoRA's.
+            rank: The most that a layer may have; as much as its experts have together if not given.
+            weights: Constant weights by expert's name (zero for the others), or what `record()`
+                listed, for its means; None for gates that are constant.
+
+        Returns:
+            What the LoRA misses: Frobenius norm over that of the whole update.
+
+        Raises:
+            ValueError: A rank below 1, an unknown expert, or no weights for gates that vary.
+            RuntimeError: No experts are loaded.
+        """
+        mixture = self.mixture
+        if isinstance(weights, Recording):
+            weights.check_experts(PART, mixture.names)
+            constant: Mapping[str, Any] | None = weights.mean(PART)
+        else:
+            constant = weights
+        found = merged(mixture, Path(path).resolve().name, constant, rank)
+        write_peft(found.expert, path)
+        return found.total
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write base, tokenizer, experts and gates into one folder that `from_pretrained` reads.
+
+        transformers reads the base there as it is without experts.
+
+        Raises:
+            ValueError: Other files where the mixture goes.
+        """
+        folder = Path(folder)
+        check_replaceable(folder)
+        model, tokenizer = self.model, self.tokenizer
+        if not self._experts:
+            model.save_pretrained(folder)
+            drop_mixture(folder)
+        else:
+            mixture = self.mixture
+            # Nobody asks meanwhile; a baked mixture refuses the context.
+            with mixture.scaled(1.0):
+                mixture.unmix()
+                try:
+                    model.save_pretrained(folder)
+                finally:
+                    mixture.wire(model)
+            bank = {one.name: {PART: one} for one in self._experts}
+            save_mixture(folder, bank, {PART: mixture})
+        tokenizer.save_pretrained(folder)  # pyright: ignore[reportAttributeAccessIssue]
+
+    def _given(self, weights: TextWeights, rows: int) -> Any:
+        """Weights as `Mixture.pinned` takes them."""
+        names = self.mixture.names
+        if isinstance(weights, Mapping):
+            return weights
+        if isinstance(weights, Tensor) or not any(isinstance(w, str | Mapping) for w in weights):
+            found = torch.as_tensor(weights, dtype=torch.float32)
+        else:
+            each = [{w: 1.0} if isinstance(w, str) else w for w in weights]
+            for one in each:
+                check_known(names, one, "weights")  # pyright: ignore[reportArgumentType]
+            found = torch.tensor([[float(one.get(n, 0.0)) for n in names] for one in each])  # pyright: ignore
+        if found.dim() == 2 and len(found) != rows:
+            raise ValueError(f"weights are for {len(found)} prompts, and there are {rows}")
+        return found
+
+
+def _read(folder: str | Path, name: str | None) -> Expert:
+    parts = read_components(folder, name)
+    if len(parts) != 1:
+        raise ValueError(
+            f"{folder} holds {', '.join(parts)}, expected the LoRA of one language model"
+        )
+    return next(iter(parts.values()))
