@@ -17,11 +17,13 @@ _KNOWN = {
         gates.Hidden,
         gates.LoRAHub,
         gates.MoLE,
+        gates.Phatgoose,
         gates.Responses,
         gates.ScaledSoftmax,
         gates.Sigmoid,
         gates.Softmax,
         gates.Sum,
+        gates.Usefulness,
     )
 }
 

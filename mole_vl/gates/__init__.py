@@ -17,6 +17,12 @@ from mole_vl.gates.normalisers import (
     Softmax as Softmax,
 )
 from mole_vl.gates.output import GateOutput as GateOutput
+from mole_vl.gates.phatgoose import (
+    Phatgoose as Phatgoose,
+    Usefulness as Usefulness,
+    UsefulnessGate as UsefulnessGate,
+    take_directions as take_directions,
+)
 from mole_vl.gates.scores import (
     Free as Free,
     Hidden as Hidden,

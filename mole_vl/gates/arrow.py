@@ -36,12 +36,16 @@ class PrototypeGate(Gate):
         self.tau = tau
 
     def forward(self, given: GateInput, matrices: Sequence[MixtureLayer]) -> GateOutput:
-        """Weights like the input's leading axes, (..., E); logits are `abs(x . prototype)`."""
+        """Weights like the input's leading axes, (..., E)."""
         assert given.x is not None
-        logits = F.linear(given.x.float(), self.prototypes.float()).abs()
+        logits = self.scores(given.x.float())
         here = self.prototypes.any(-1)
         kept = here if given.kept is None else here & given.kept
         return GateOutput(top_softmax(logits / self.tau, kept, self.top_k), None, logits)
+
+    def scores(self, x: Tensor) -> Tensor:
+        """`abs(x . prototype)`, (..., E)."""
+        return F.linear(x, self.prototypes.float()).abs()
 
     def extra_repr(self) -> str:
         """What `print` says of the gate."""
@@ -107,20 +111,17 @@ class Arrow(GateSpec):
         Raises:
             ValueError: A site of more than one layer, a convolution, or slots.
         """
-        layer = only_linear("Arrow", site, matrices)
-        if len(layer.ranks) != len(experts):
-            raise ValueError(
-                "Arrow: a prototype is one expert's own, and a slot has many; use Hidden or Free "
-                "for gates over slots"
-            )
+        layer = only_linear("Arrow", site, matrices, experts)
         return PrototypeGate(prototypes(layer), self.top_k, self.tau)
 
 
-def only_linear(kind: str, site: Site, matrices: Sequence[MixtureLayer]) -> MixtureLinear:
-    """The one linear layer of a site.
+def only_linear(
+    kind: str, site: Site, matrices: Sequence[MixtureLayer], experts: Sequence[str]
+) -> MixtureLinear:
+    """The one linear layer of a site, whose experts the gate weighs.
 
     Raises:
-        ValueError: A site of more than one layer, or a convolution.
+        ValueError: A site of more than one layer, a convolution, or slots.
     """
     if site.matrices != (site.name,):
         raise ValueError(
@@ -131,6 +132,11 @@ def only_linear(kind: str, site: Site, matrices: Sequence[MixtureLayer]) -> Mixt
         raise ValueError(
             f"{kind}'s weights vary by position, and {site.name} is a convolution, which mixes "
             "positions: use a gate over rows, or experts that leave it alone"
+        )
+    if len(matrices[0].ranks) != len(experts):
+        raise ValueError(
+            f"{kind}: a direction is one expert's own, and a slot has many; use Hidden or Free for "
+            "gates over slots"
         )
     return matrices[0]
 

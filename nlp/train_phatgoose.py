@@ -1,0 +1,151 @@
+"""PHATGOOSE for task LoRAs: a short training of each expert's gate on its own rows, then one file.
+
+    accelerate launch -m nlp.train_phatgoose --config configs/text_phatgoose.yaml
+
+Stopped at any moment it goes on where it was; experts whose gate stands are not trained again.
+Leaves each expert's own gate as `alone/NAME.safetensors`, and all of them as
+`gates/model.safetensors`, in the folder `fit.output`.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from accelerate import PartialState
+from jsonargparse import auto_cli
+from torch import Tensor
+
+from mole_vl import Expert, Mixture, mix, mix_from, read_peft, save_gates
+from mole_vl.domain import gate_parameters
+from mole_vl.experts import check_names
+from mole_vl.faults import as_messages, at_least, refuse
+from mole_vl.files import check_file, check_output, digest
+from mole_vl.gates import Phatgoose, Usefulness, UsefulnessGate, take_directions
+from mole_vl.training import FitConfig, fit
+from nlp.adapter import bound
+from nlp.data import ROWS, Style, read_rows
+from nlp.forms import form_of
+from nlp.models import BUILT_IN, load_base
+from nlp.task import LanguageTask
+
+
+@dataclass(frozen=True, kw_only=True)
+class Taught:
+    """An expert, and what its gate learns from.
+
+    Args:
+        folder: Its PEFT folder, whose name is the expert's.
+        data: Rows of its own task, such as those that it was trained on.
+    """
+
+    folder: Path
+    data: Path
+
+
+@dataclass(frozen=True, kw_only=True)
+class PhatgooseConfig:
+    """A family of experts over one base.
+
+    Args:
+        experts: The experts with their rows.
+        fit: The training of one expert's gate; the paper's has some 100 steps.
+        base: A Hub id, a folder, or smollm2-135m-instruct (by pip).
+        gate: How the experts are routed among afterwards.
+        style: Prompts as they stand (plain), or in the model's chat template (chat).
+        context: The most tokens that a row may have.
+    """
+
+    experts: tuple[Taught, ...]
+    fit: FitConfig
+    base: str = BUILT_IN
+    gate: Phatgoose = Phatgoose()
+    style: Style = "plain"
+    context: int = 1024
+
+    def __post_init__(self) -> None:
+        refuse(
+            "PhatgooseConfig",
+            [
+                None if self.experts else "experts is empty",
+                at_least("context", self.context, 2),
+            ],
+        )
+
+
+def train_alone(
+    model: Any, tokenizer: Any, expert: Expert, data: Path, config: PhatgooseConfig
+) -> None:
+    """Train the gate of one expert alone, and leave it as a file; `model` is as it was then."""
+    rows = form_of(model).encode_rows(
+        read_rows(data), tokenizer, style=config.style, context=config.context
+    )
+    mixture = mix(model, [expert], gate=Usefulness(), site="matrix")
+    task = LanguageTask(
+        model,
+        rows,
+        pad=tokenizer.pad_token_id,
+        parameters=gate_parameters({"model": mixture}),
+        around=bound(mixture),
+    )
+    settings = {
+        "base": config.base,
+        "expert": [expert.name, expert.digest],
+        "data": digest([data]),
+        "style": config.style,
+        "context": config.context,
+    }
+    fit(task, replace(config.fit, output=config.fit.output / "runs" / expert.name), settings)
+    if PartialState().is_main_process:
+        save_gates(mixture, _file(config, expert.name))
+    PartialState().wait_for_everyone()
+    mixture.unmix()
+
+
+def joined(model: Any, experts: list[Expert], config: PhatgooseConfig) -> Mixture:
+    """The model mixed with all experts, routed by what each gate learned alone.
+
+    Raises:
+        ValueError: A gate that was learned for other factors.
+    """
+    learned: dict[str, Mapping[str, Tensor]] = {}
+    for expert in experts:
+        alone = mix_from(model, [expert], _file(config, expert.name))
+        learned[expert.name] = {
+            site: gate.direction.detach().clone()
+            for site in alone.sites
+            if isinstance(gate := alone.gate(site), UsefulnessGate)
+        }
+        alone.unmix()
+    mixture = mix(model, experts, gate=config.gate, site="matrix")
+    take_directions({site: mixture.gate(site) for site in mixture.sites}, mixture.names, learned)
+    return mixture
+
+
+def _file(config: PhatgooseConfig, name: str) -> Path:
+    return config.fit.output / "alone" / f"{name}.safetensors"
+
+
+def main(config: PhatgooseConfig) -> None:
+    """Train the gates that are not there yet, then join all."""
+    check_output("fit.output", config.fit.output)
+    experts = [read_peft(taught.folder) for taught in config.experts]
+    check_names(experts)
+    for expert, taught in zip(experts, config.experts, strict=True):
+        check_file(f"data of {expert.name}", taught.data, ROWS)
+        read_rows(taught.data)  # A fault in the last ones shows at once.
+    with PartialState().main_process_first():
+        model, tokenizer = load_base(config.base)
+    for expert, taught in zip(experts, config.experts, strict=True):
+        if not _file(config, expert.name).exists():
+            train_alone(model, tokenizer, expert, taught.data, config)
+    mixture = joined(model, experts, config)
+    if PartialState().is_main_process:
+        file = config.fit.output / "gates/model.safetensors"
+        save_gates(mixture, file)
+        print(f"gates of {', '.join(mixture.names)} in {file}")
+
+
+if __name__ == "__main__":
+    with as_messages("nlp"):
+        main(auto_cli(PhatgooseConfig, as_positional=False))
