@@ -9,7 +9,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from copy import deepcopy
-from dataclasses import fields, replace
+from dataclasses import replace
 from functools import partial
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from mole_vl.bank import GateBank, spread
-from mole_vl.calls import Call, Calls
+from mole_vl.calls import Calls
 from mole_vl.features import Features, read_features
 from mole_vl.gates import GateOutput
 from mole_vl.layers import MixtureLayer
@@ -98,8 +98,8 @@ class Dispatch:
         # A copy is told nothing yet: the contexts in force are those of the model they are on.
         twin = type(self).__new__(type(self))
         memo[id(self)] = twin
+        fresh = self._untold()
         for name, value in vars(self).items():
-            fresh = self._untold()
             setattr(twin, name, fresh[name] if name in fresh else deepcopy(value, memo))
         return twin
 
@@ -247,9 +247,12 @@ class Dispatch:
             # Only the model is told them: its part cannot run alone.
             self.lock.release()
             return
-        told = replace(self.conditions, disabled=True) if self.silent else self.conditions
-        if whole and self.calls is not None and not (told.told or told.disabled or told.preview):
-            told = self._as_called(self.calls(module, args, kwargs), module)
+        try:
+            told = self._conditions_of(whole, module, args, kwargs)
+        except BaseException:
+            # No pass was opened, so that none will end.
+            self.lock.release()
+            raise
         opened = self.passes.open(told, module)
         if told.disabled or told.preview:
             return
@@ -259,19 +262,24 @@ class Dispatch:
             if self.previews or name not in self.reading:
                 self._evaluate(name, None, opened)
 
-    def _as_called(self, call: Call, model: nn.Module) -> Conditions:
-        """The conditions in force, and what the forward's own arguments tell."""
-        held = None
+    def _conditions_of(
+        self, whole: bool, model: nn.Module, args: Any, kwargs: Mapping[str, Any]
+    ) -> Conditions:
+        """The conditions in force; where nobody told of the rows, what the call itself tells."""
+        told = replace(self.conditions, disabled=True) if self.silent else self.conditions
+        if self.calls is None or not whole or told.told or told.disabled or told.preview:
+            return told
+        call = self.calls(model, args, kwargs)
+        held: dict[str, GateOutput] | None = None
         if call.thread is not None:
             if call.first:
                 self.threads.pop(call.thread, None)
             held = self.threads.setdefault(call.thread, {})
-        told = replace(self.conditions, told=True, masks=call.masks, held=held)
         if self.previews and NETWORK not in (held or {}) and call.preview:
-            told = replace(told, held={} if held is None else held)
-            with self.told(**{f.name: getattr(told, f.name) for f in fields(told)}):
+            held = {} if held is None else held
+            with self.told(told=True, masks=call.masks, held=held):
                 self.preview(lambda: model(**call.preview))
-        return told
+        return replace(told, told=True, masks=call.masks, held=held)
 
     def _end(self, module: nn.Module, _args: Any, output: Any) -> None:
         running = self.passes.current

@@ -13,6 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from mole_vl import Masks, Mixture
+from mole_vl.calls import Calls
+from nlp.calls import TextCalls
 from nlp.data import (
     IGNORED,
     EncodedRow,
@@ -38,6 +40,8 @@ class Form(ABC):
 
     task_type: Literal["CAUSAL_LM", "SEQ_2_SEQ_LM"]
     """peft's name of it."""
+    calls: Calls | None = None
+    """Reads what the model's calls tell of their rows; None where they tell too little."""
 
     @abstractmethod
     def encode(self, row: TextRow, tokenizer: Tokenizer, style: Style) -> EncodedRow:
@@ -83,6 +87,7 @@ class Causal(Form):
     """A model that goes on with its prompt."""
 
     task_type = "CAUSAL_LM"
+    calls = TextCalls()
 
     def encode(self, row: TextRow, tokenizer: Tokenizer, style: Style) -> EncodedRow:
         """Prompt and answer as one text would be encoded."""
@@ -115,9 +120,8 @@ class Causal(Form):
     def streams(self, mixture: Mixture, batch: TextBatch) -> Mapping[str, Masks]:
         """Blocks outside the language model, such as a vision tower's, read no text."""
         text = _decoder_path(mixture.model)
-        return {
-            block: Masks() for block in mixture.layout.blocks if not block.startswith(f"{text}.")
-        }
+        prefix = f"{text}." if text else ""
+        return {block: Masks() for block in mixture.layout.blocks if not block.startswith(prefix)}
 
 
 class EncoderDecoder(Form):

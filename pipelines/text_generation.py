@@ -14,7 +14,6 @@ from mole_vl.arms import together
 from mole_vl.gates import Average, GateSpec
 from mole_vl.sites import SiteKind
 from nlp.adapter import blocks, bound
-from nlp.calls import TextCalls
 from nlp.data import EncodedRow, Style, TextRow, Tokenizer, encode_prompt, to_device
 from nlp.forms import form_of
 from nlp.models import load_base
@@ -112,7 +111,7 @@ class MoLETextGeneration:
         read = [one if isinstance(one, Expert) else _read(one, name) for name, one in given]
         mix(
             self.model, read, gate=gate, site=site, after=after, blocks=blocks(self.model),
-            calls=TextCalls(),
+            calls=form_of(self.model).calls,
         )  # fmt: skip
         self._experts = read
 
@@ -138,7 +137,7 @@ class MoLETextGeneration:
                 path / f"{PART}.safetensors" if path.is_dir() else path,
                 blocks=blocks(self.model),
                 allow_changed=allow_changed,
-                calls=TextCalls(),
+                calls=form_of(self.model).calls,
             )
         except BaseException:
             before.wire(self.model)
@@ -277,16 +276,16 @@ class MoLETextGeneration:
 
     def _given(self, weights: TextWeights, rows: int) -> Any:
         """Weights as `Mixture.pinned` takes them."""
-        names = self.mixture.names
         if isinstance(weights, Mapping):
             return weights
-        if isinstance(weights, Tensor) or not any(isinstance(w, str | Mapping) for w in weights):
-            found = torch.as_tensor(weights, dtype=torch.float32)
-        else:
-            each = [{w: 1.0} if isinstance(w, str) else w for w in weights]
+        given: Any = weights
+        if not isinstance(given, Tensor) and any(isinstance(w, str | Mapping) for w in given):
+            names = self.mixture.names
+            each = [{w: 1.0} if isinstance(w, str) else w for w in given]
             for one in each:
-                check_known(names, one, "weights")  # pyright: ignore[reportArgumentType]
-            found = torch.tensor([[float(one.get(n, 0.0)) for n in names] for one in each])  # pyright: ignore
+                check_known(names, one, "weights")
+            given = [[float(one.get(name, 0.0)) for name in names] for one in each]
+        found = torch.as_tensor(given, dtype=torch.float32)
         if found.dim() == 2 and len(found) != rows:
             raise ValueError(f"weights are for {len(found)} prompts, and there are {rows}")
         return found

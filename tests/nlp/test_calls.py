@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+import threading
 
 import pytest
 import torch
@@ -112,3 +113,18 @@ def test_copies_are_told_anew():
     expected = generate(model, rows)
     for twin in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
         assert torch.equal(generate(twin, rows), expected)
+
+
+@torch.no_grad()
+def test_a_call_that_cannot_be_read_keeps_no_other_thread_out():
+    model, _ = mixed({"site": "block"}, "row")
+    ids = torch.tensor([sample(1, 5)])
+    expected = model(input_ids=ids).logits
+    with pytest.raises(AttributeError, match="get_seq_length"):
+        model(input_ids=ids, past_key_values=3)
+    found = []
+    other = threading.Thread(target=lambda: found.append(model(input_ids=ids).logits), daemon=True)
+    other.start()
+    other.join(20)
+    assert not other.is_alive()
+    torch.testing.assert_close(found[0], expected)

@@ -10,7 +10,7 @@ from mole_vl.gates import Average, MoLE
 from nlp.adapter import blocks, bound
 from nlp.data import collate_prompts
 from pipelines import MoLETextGeneration
-from tests.nlp.families import experts_on
+from tests.nlp.families import experts_on, seq2seq
 from tests.nlp.test_adapter import row
 from tests.nlp.toys import tiny_folder, tiny_model, tiny_tokenizer
 from tests.toys import randomise
@@ -193,3 +193,18 @@ def test_what_cannot_be_is_one_sentence(folders):
         pipe(PROMPTS, weights=torch.eye(2))
     with pytest.raises(ValueError, match="unknown expert 'past'"):
         pipe(PROMPTS, weights=["past", "one", "two"])
+
+
+@pytest.mark.parametrize("site", ["block", "network"])
+def test_an_encoder_decoder_answers_too(site):
+    model = seq2seq("t5")
+    found = blocks(model)
+    pipe = MoLETextGeneration(model, tiny_tokenizer())
+    pipe.load_experts(experts_on(model, found), gate=MoLE(), site=site)
+    randomise(pipe.mixture, size=1.0)
+    call = {"max_new_tokens": 6, "do_sample": False}
+    texts = ["abc", "defgh"]
+    assert pipe(texts, **call) == [pipe(text, **call)[0] for text in texts]
+    # Its labels are another sequence than its input: a plain forward goes through all the same.
+    ids = torch.tensor([[5, 6, 7, 2]])
+    assert model(input_ids=ids, labels=ids[:, :2]).loss.isfinite()
