@@ -1,6 +1,7 @@
 """Arrow: routing without training, by each expert's own direction (arXiv 2405.11157)."""
 
 import math
+from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -71,30 +72,8 @@ def top_softmax(logits: Tensor, kept: Tensor, k: int | None) -> Tensor:
     return logits.softmax(-1)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Arrow(GateSpec):
-    """Each position goes to the experts whose update would answer it most: nothing is trained.
-
-    An expert's prototype at a layer is the top right singular vector of its Delta-W there, the
-    input direction that it amplifies most; ranks may differ. For site `matrix`, linear layers.
-
-    Args:
-        top_k: How many experts of a position get weights, of those that change the layer; None for
-            all.
-        tau: Temperature of the softmax over `abs(x . prototype)`.
-    """
-
-    top_k: int | None = 3
-    tau: float = 1.0
-
-    def __post_init__(self) -> None:
-        refuse(
-            "Arrow",
-            [
-                at_least("top_k", self.top_k, 1),
-                None if self.tau > 0 else f"tau is {self.tau}, expected > 0",
-            ],
-        )
+class ByPosition(GateSpec):
+    """A gate of one linear layer whose weights vary by position."""
 
     @property
     def reads_input(self) -> bool:
@@ -102,8 +81,37 @@ class Arrow(GateSpec):
         return True
 
     def blind(self) -> GateSpec:
-        """The average: there is no direction to compare with."""
+        """The average: there is nothing to compare with."""
         return Average()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Directed(ByPosition):
+    """Each position goes to the experts whose own direction it is most along.
+
+    For site `matrix`, linear layers.
+
+    Args:
+        top_k: How many experts of a position get weights, of those that change the layer; None for
+            all.
+        tau: Temperature of the softmax over the scores.
+    """
+
+    top_k: int | None
+    tau: float = 1.0
+
+    def __post_init__(self) -> None:
+        refuse(
+            type(self).__name__,
+            [
+                at_least("top_k", self.top_k, 1),
+                None if self.tau > 0 else f"tau is {self.tau}, expected > 0",
+            ],
+        )
+
+    @abstractmethod
+    def gate(self, layer: MixtureLinear) -> Gate:
+        """The gate of a layer."""
 
     def build(self, experts: Sequence[str], site: Site, matrices: Sequence[MixtureLayer]) -> Gate:
         """The gate of one layer as a module.
@@ -111,7 +119,25 @@ class Arrow(GateSpec):
         Raises:
             ValueError: A site of more than one layer, a convolution, or slots.
         """
-        layer = only_linear("Arrow", site, matrices, experts)
+        return self.gate(only_linear(type(self).__name__, site, matrices, experts))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Arrow(Directed):
+    """Each position goes to the experts whose update would answer it most: nothing is trained.
+
+    An expert's prototype at a layer is the top right singular vector of its Delta-W there, the
+    input direction that it amplifies most; ranks may differ. Scores are `abs(x . prototype)`.
+
+    Args:
+        top_k: As for `Directed`.
+        tau: As for `Directed`.
+    """
+
+    top_k: int | None = 3
+
+    def gate(self, layer: MixtureLinear) -> Gate:
+        """The gate of a layer, by its experts' prototypes."""
         return PrototypeGate(prototypes(layer), self.top_k, self.tau)
 
 

@@ -10,12 +10,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mole_vl.faults import at_least, refuse
-from mole_vl.gates.arrow import PrototypeGate, only_linear
-from mole_vl.gates.constants import Average
-from mole_vl.gates.gate import Gate, GateInput, GateSpec
+from mole_vl.faults import refuse
+from mole_vl.gates.arrow import ByPosition, Directed, PrototypeGate, only_linear
+from mole_vl.gates.gate import Gate, GateInput
 from mole_vl.gates.output import GateOutput
-from mole_vl.layers import MixtureLayer
+from mole_vl.layers import MixtureLayer, MixtureLinear
 from mole_vl.sites import Site
 
 
@@ -35,17 +34,8 @@ class UsefulnessGate(Gate):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Usefulness(GateSpec):
+class Usefulness(ByPosition):
     """Where one expert, alone in its mixture, helps: PHATGOOSE's training. For site `matrix`."""
-
-    @property
-    def reads_input(self) -> bool:
-        """Whether the gate looks at the site's input: yes."""
-        return True
-
-    def blind(self) -> GateSpec:
-        """The expert as it is."""
-        return Average()
 
     def build(self, experts: Sequence[str], site: Site, matrices: Sequence[MixtureLayer]) -> Gate:
         """The gate of one layer as a module.
@@ -72,47 +62,23 @@ class PhatgooseGate(PrototypeGate):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Phatgoose(GateSpec):
+class Phatgoose(Directed):
     """Each position goes to the experts whose own gates find themselves most useful there.
 
     The gates start without directions, where nobody speaks: `take_directions` gives them those that
-    `Usefulness` gates learned, one expert at a time. For site `matrix`, linear layers.
+    `Usefulness` gates learned, one expert at a time.
 
     Args:
-        top_k: How many experts of a position get weights, of those that change the layer; None for
-            all.
-        tau: Temperature of the softmax.
+        top_k: As for `Directed`.
+        tau: As for `Directed`.
     """
 
     top_k: int | None = 2
-    tau: float = 1.0
 
-    def __post_init__(self) -> None:
-        refuse(
-            "Phatgoose",
-            [
-                at_least("top_k", self.top_k, 1),
-                None if self.tau > 0 else f"tau is {self.tau}, expected > 0",
-            ],
-        )
-
-    @property
-    def reads_input(self) -> bool:
-        """Whether the gate looks at the site's input: yes."""
-        return True
-
-    def blind(self) -> GateSpec:
-        """The average: there is no direction to compare with."""
-        return Average()
-
-    def build(self, experts: Sequence[str], site: Site, matrices: Sequence[MixtureLayer]) -> Gate:
-        """The gate of one layer as a module.
-
-        Raises:
-            ValueError: A site of more than one layer, a convolution, or slots.
-        """
-        layer = only_linear("Phatgoose", site, matrices, experts)
-        return PhatgooseGate(torch.zeros(len(experts), layer.in_features), self.top_k, self.tau)
+    def gate(self, layer: MixtureLinear) -> Gate:
+        """The gate of a layer, without directions."""
+        directions = torch.zeros(len(layer.ranks), layer.in_features)
+        return PhatgooseGate(directions, self.top_k, self.tau)
 
 
 @torch.no_grad()

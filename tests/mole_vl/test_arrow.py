@@ -1,30 +1,24 @@
 """Arrow against a plain loop over positions, with experts of any rank on any layers."""
 
+from contextlib import nullcontext
+
 import pytest
 import torch
 from torch.func import functional_call
 
 from mole_vl import Expert, Factors, mix, mix_from, save_gates
 from mole_vl.gates import Arrow
+from tests.mole_vl.routing import routed, seen_by
 from tests.mole_vl.test_convolutions import Pictures, two
 from tests.toys import BLOCKS, Toy, inputs, three
 
 
-def by_loop(experts, path, x, base, top_k, tau=1.0, masked=()):
-    """`W x + sum_e w_e Delta-W_e x`, position by position, from whole decompositions."""
-    here = [one for one in experts if path in one.layers and one.name not in masked]
-    y = base(x)
-    for place in torch.cartesian_prod(*(torch.arange(n) for n in x.shape[:-1])).tolist():
-        v = x[tuple(place)]
-        scored = []
-        for one in here:
-            _u, _s, vh = torch.linalg.svd(one.layers[path].delta().double())
-            scored.append((float(abs(vh[0].float() @ v)), one))
-        best = sorted(scored, key=lambda pair: -pair[0])[: top_k or len(scored)]
-        weights = torch.tensor([score / tau for score, _ in best]).softmax(0)
-        for weight, (_score, one) in zip(weights, best, strict=True):
-            y[tuple(place)] += weight * (one.layers[path].delta() @ v)
-    return y
+def by_loop(experts, path, *rest, **settings):
+    def score(one, v):
+        _u, _s, vh = torch.linalg.svd(one.layers[path].delta().double())
+        return abs(vh[0].float() @ v)
+
+    return routed(experts, path, *rest, score=score, **settings)
 
 
 @pytest.mark.parametrize("top_k", [1, 2, None])
@@ -32,21 +26,16 @@ def by_loop(experts, path, x, base, top_k, tau=1.0, masked=()):
 def test_every_layer_is_the_loop(top_k):
     model = Toy()
     experts = three(model)
-    seen = {}
     mixture = mix(model, experts, gate=Arrow(top_k=top_k, tau=0.7), site="matrix")
-    for path, layer in mixture.layers.items():
-        layer.register_forward_hook(
-            lambda _layer, args, y, path=path: seen.update({path: (args[0], y)})
-        )
-    with mixture.masked(["bob"]):
-        model(*inputs())
-    masked = dict(seen)
-    model(*inputs())
-    assert seen.keys() == masked.keys() == mixture.layers.keys()
-    for path, layer in mixture.layers.items():
-        for names, (x, y) in (((), seen[path]), (("bob",), masked[path])):
-            expected = by_loop(experts, path, x, layer.base, top_k, 0.7, names)
-            torch.testing.assert_close(y, expected, msg=lambda m, p=path, n=names: f"{p} {n}: {m}")
+    seen = seen_by(mixture)
+    for masked in ((), ("bob",)):
+        with mixture.masked(masked) if masked else nullcontext():
+            model(*inputs())
+        assert seen.keys() == mixture.layers.keys()
+        for path, layer in mixture.layers.items():
+            x, y = seen.pop(path)
+            expected = by_loop(experts, path, x, layer.base, top_k=top_k, tau=0.7, masked=masked)
+            torch.testing.assert_close(y, expected)
 
 
 @torch.no_grad()

@@ -6,6 +6,7 @@ import torch.nn.functional as F
 
 from mole_vl import mix, mix_from, save_gates
 from mole_vl.gates import MoLE, Phatgoose, Usefulness, take_directions
+from tests.mole_vl.routing import routed, seen_by
 from tests.mole_vl.test_convolutions import Pictures, two
 from tests.toys import BLOCKS, Toy, inputs, randomise, three
 
@@ -21,23 +22,6 @@ def directions(experts, model):
     }
 
 
-def by_loop(experts, learned, path, x, base, top_k, tau):
-    here = [one for one in experts if path in one.layers]
-    y = base(x)
-    for place in torch.cartesian_prod(*(torch.arange(n) for n in x.shape[:-1])).tolist():
-        v = x[tuple(place)]
-        scored = []
-        for one in here:
-            d = learned[one.name][path][0]
-            standard = [(t - t.mean()) / (t.var(correction=0) + 1e-5).sqrt() for t in (v, d)]
-            scored.append((float(standard[0] @ standard[1]) / len(v) ** 0.5, one))
-        best = sorted(scored, key=lambda pair: -pair[0])[: top_k or len(scored)]
-        weights = torch.tensor([score / tau for score, _ in best]).softmax(0)
-        for weight, (_score, one) in zip(weights, best, strict=True):
-            y[tuple(place)] += weight * (one.layers[path].delta() @ v)
-    return y
-
-
 @pytest.mark.parametrize("top_k", [1, 2, None])
 @torch.no_grad()
 def test_every_layer_is_the_loop(top_k):
@@ -46,16 +30,18 @@ def test_every_layer_is_the_loop(top_k):
     learned = directions(experts, model)
     mixture = mix(model, experts, gate=Phatgoose(top_k=top_k, tau=0.5), site="matrix")
     take_directions({s: mixture.gate(s) for s in mixture.sites}, mixture.names, learned)
-    seen = {}
-    for path, layer in mixture.layers.items():
-        layer.register_forward_hook(
-            lambda _layer, args, y, path=path: seen.update({path: (args[0], y)})
-        )
+    seen = seen_by(mixture)
     model(*inputs())
     assert seen.keys() == mixture.layers.keys()
     for path, layer in mixture.layers.items():
+
+        def score(one, v, path=path):
+            both = (v, learned[one.name][path][0])
+            x, d = ((t - t.mean()) / (t.var(correction=0) + 1e-5).sqrt() for t in both)
+            return x @ d / len(v) ** 0.5
+
         x, y = seen[path]
-        expected = by_loop(experts, learned, path, x, layer.base, top_k, 0.5)
+        expected = routed(experts, path, x, layer.base, score, top_k, 0.5)
         torch.testing.assert_close(y, expected, rtol=1e-4, atol=1e-4)
 
 
