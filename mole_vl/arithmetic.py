@@ -66,7 +66,9 @@ def without_general(experts: Sequence[Expert], general: Sequence[Expert]) -> lis
         experts: Task experts; they keep their names.
         general: Experts of what every task needs, such as LoRAs of plain text in some languages.
     """
-    share = -1 / len(general) if general else 0.0
+    if not general:
+        return list(experts)
+    share = -1 / len(general)
     return [
         weighted_sum(one.name, [one, *general], [1.0] + [share] * len(general)) for one in experts
     ]

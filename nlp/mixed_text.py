@@ -9,6 +9,7 @@ from accelerate import PartialState
 from accelerate.utils import gather_object
 
 from mole_vl import Mixture, mix, read_peft
+from mole_vl.arithmetic import without_general
 from mole_vl.arms import Arm, arms
 from mole_vl.domain import Domain, gate_parameters
 from mole_vl.faults import at_least, refuse
@@ -38,6 +39,8 @@ class MixedText(Domain):
         context: The most tokens that a row may have.
         batch_rows: Rows generated at once for the report.
         asked: Held-out rows of each task that the report asks; all of them if not given.
+        general: PEFT folders of LoRAs of what every task needs: their mean update is taken from
+            each expert's (`mole_vl.arithmetic.without_general`). The gates are for what remains.
     """
 
     def __init__(
@@ -50,6 +53,7 @@ class MixedText(Domain):
         context: int = 1024,
         batch_rows: int = 32,
         asked: int | None = None,
+        general: Sequence[Path] = (),
     ) -> None:
         refuse("MixedText", [at_least("batch_rows", batch_rows, 1), at_least("asked", asked, 1)])
         self.experts = experts
@@ -60,12 +64,14 @@ class MixedText(Domain):
         self.context = context
         self.batch_rows = batch_rows
         self.asked = asked
+        self.general = general
 
     def mix(self, gate: GateSpec, site: SiteKind, after: int = 0) -> Mapping[str, Mixture]:
         """Load base, rows and experts, and mix."""
         for name, file in (("train", self.train), ("test", self.test)):
             check_file(name, file, ROWS)
-        experts = [read_peft(folder) for folder in self.experts]
+        general = [read_peft(folder) for folder in self.general]
+        experts = without_general([read_peft(folder) for folder in self.experts], general)
         train, test = read_rows(self.train), first_of_each(read_rows(self.test), self.asked)
         self._check_tasks(test, [expert.name for expert in experts])
         # The built-in base is converted into the cache at its first use: by one process.

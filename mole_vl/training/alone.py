@@ -25,7 +25,7 @@ def alone_in(folder: Path, main: bool) -> Iterator[None]:
             lock.acquire()
     except Timeout as error:
         raise ValueError(
-            f"fit: another run is at work in {folder}: wait for its end, or take another folder"
+            f"another run is at work in {folder}: wait for its end, or take another folder"
         ) from error
     try:
         yield

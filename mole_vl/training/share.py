@@ -56,18 +56,18 @@ class Share:
         local, rest = divmod(rows, processes)
         if rest:
             raise ValueError(
-                f"fit: {rows} rows do not divide into {processes} processes; choose a multiple of "
+                f"{rows} rows do not divide into {processes} processes; choose a multiple of "
                 f"{processes}"
             )
         if accelerator.gradient_accumulation_steps != 1:
             raise ValueError(
-                "fit: accelerate is told to accumulate gradients over "
+                "accelerate is told to accumulate gradients over "
                 f"{accelerator.gradient_accumulation_steps} steps; set micro_rows instead"
             )
         self.micro_rows = min(micro_rows or local, local)
         if local % self.micro_rows:
             raise ValueError(
-                f"fit: a process's {local} rows do not divide into pieces of {self.micro_rows}; "
+                f"a process's {local} rows do not divide into pieces of {self.micro_rows}; "
                 "choose micro_rows that divides them"
             )
         self.accelerator, self.rows, self.local = accelerator, rows, local
@@ -88,6 +88,6 @@ class Share:
         device = self.accelerator.device
         total = float(sum_over_processes(torch.tensor(float(sum(units)), device=device)))
         if total == 0:
-            raise ValueError(f"fit: step {step} has nothing to score: its batch has 0 units")
+            raise ValueError(f"step {step} has nothing to score: its batch has 0 units")
         count = self.accelerator.num_processes * len(batches)
         return Pieces(batches, units, total, count, device)

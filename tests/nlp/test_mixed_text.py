@@ -11,7 +11,7 @@ from torch import nn
 
 from apps.search_gates import search_gates
 from mole_vl import Expert, Factors, mix_from, read_gates, read_peft, write_peft
-from mole_vl.gates import Arrow, LoRAHub, MoLE, Sigmoid
+from mole_vl.gates import Arrow, LoRAHub, MoLE, Sigmoid, Sum
 from mole_vl.training import FitConfig
 from mole_vl.training.search import SearchConfig
 from nlp.adapter import blocks
@@ -90,6 +90,17 @@ def test_gates_that_learn_nothing_are_judged_as_they_stand(tmp_path, domain, cap
     with pytest.raises(ValueError, match="holds gates that were trained, and Arrow gates have"):
         train_gates(domain, config(tmp_path, output=tmp_path / "trained"), Arrow(), site="matrix")
     assert (tmp_path / "trained/gates/model.safetensors").read_bytes() == kept
+
+
+def test_what_is_general_is_taken_from_the_experts(domain):
+    domain.general = domain.experts
+    mixture = domain.mix(Sum(), "block")["model"]
+    past, plural = (read_peft(folder) for folder in domain.experts)
+    for path, factors in past.layers.items():
+        half = (factors.delta() - plural.layers[path].delta()) / 2
+        for weights, delta in (([1.0, 0.0], half), ([0.0, 1.0], -half), ([1.0, 1.0], 0 * half)):
+            found = mixture.layers[path].delta(torch.tensor(weights))
+            torch.testing.assert_close(found, delta, atol=1e-5, rtol=1e-4)
 
 
 def test_weights_are_searched_by_a_program(tmp_path, domain, capsys):

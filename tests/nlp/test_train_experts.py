@@ -5,7 +5,10 @@ import pytest
 import torch
 from peft import PeftModel
 from safetensors.torch import load_file
+from transformers import T5Config, T5ForConditionalGeneration
 
+from mole_vl import mix, read_peft
+from mole_vl.gates import Sum
 from mole_vl.training import FitConfig, read_snapshot
 from nlp import train_experts
 from nlp.data import encode_rows, read_rows, write_rows
@@ -13,7 +16,8 @@ from nlp.evaluate import exact_match
 from nlp.models import load_base
 from nlp.task import LanguageTask
 from nlp.train_experts import ExpertConfig, ExpertsConfig, main, score_experts
-from tests.nlp.toys import ROWS, tiny_folder
+from tests.nlp.families import T5
+from tests.nlp.toys import LETTERS, ROWS, tiny_folder, tiny_tokenizer
 
 # peft still asks transformers by a name that it is about to drop.
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")
@@ -161,3 +165,31 @@ def test_faults_come_before_any_training(config):
         with pytest.raises((ValueError, FileNotFoundError), match=message):
             main(mistaken)
         assert not config.fit.output.exists()
+
+
+def test_an_encoder_decoder_is_taught_too(config, tmp_path):
+    base = tmp_path / "t5"
+    torch.manual_seed(0)
+    size = {"vocab_size": len(LETTERS) + 1, "eos_token_id": 0}
+    T5ForConditionalGeneration(T5Config(**{**T5, **size})).save_pretrained(base)
+    tiny_tokenizer().save_pretrained(base)
+    experts = tuple(replace(one, targets=("q", "v")) for one in config.experts)
+    mine = replace(
+        config, base=str(base), experts=experts, output=tmp_path / "of t5",
+        fit=replace(config.fit, output=tmp_path / "t5-runs"),
+    )  # fmt: skip
+    main(mine)
+    log = (tmp_path / "t5-runs/plural/metrics.jsonl").read_text().splitlines()
+    assert json.loads(log[-1])["lm"] > 0
+    model, _ = load_base(str(base))
+    learned = read_peft(mine.output / "plural")
+    assert learned.layers.keys() == {
+        path for path, _ in model.named_modules() if path.rpartition(".")[2] in ("q", "v")
+    }
+    assert any(factors.b.any() for factors in learned.layers.values())
+    settings = json.loads((mine.output / "plural/adapter_config.json").read_text())
+    assert settings["peft_type"] == "LORA"
+    ids = torch.tensor([[5, 6, 7, 0]])
+    before = model(input_ids=ids, decoder_input_ids=ids).logits
+    mix(model, [learned], gate=Sum(), site="matrix")
+    assert (model(input_ids=ids, decoder_input_ids=ids).logits - before).abs().max() > 1e-5
