@@ -214,11 +214,12 @@ class Dispatch:
                 f"the mixed layer {path} runs before its gate {name!r}, which reads the input of "
                 f"{self.site_of[path].entry}; use site 'matrix' for layers that run that early"
             )
-        given = current.conditions.pinned is not None or output is current.held.get(name)
-        if given and output.weights.dim() == 2:
-            # Weights that are given, or that a preview or an encoder found, are one for each row,
-            # however often `generate` multiplies it. What the first layer runs counts: a later one
-            # that reads other rows must not pass for beams.
+        told = current.conditions
+        given = told.pinned is not None and told.held is not None
+        if (given or output is current.held.get(name)) and output.weights.dim() == 2:
+            # Where weights hold for an answer, those that are given, or that a preview or an
+            # encoder found, are one for each row, however often `generate` multiplies it. What the
+            # first layer runs counts: a later one that reads other rows must not pass for beams.
             places = None if output.experts is None else spread(output.experts, rows)
             output = replace(output, weights=spread(output.weights, rows), experts=places)
             current.results[name] = output

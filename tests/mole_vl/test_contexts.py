@@ -200,3 +200,18 @@ def test_a_model_may_move_to_its_device_when_it_is_called():
         assert model(*inputs()).is_meta
     with masked:
         assert model(*inputs()).is_meta
+
+
+def test_weights_of_other_rows_are_no_beams():
+    """A batch of guidance is no multiple of its pictures in place: only a hold knows of beams."""
+    model = Toy()
+    mixture = mix(model, three(model), gate=Sum(), blocks=BLOCKS)
+    with mixture.pinned(torch.eye(3)[:2]):
+        with pytest.raises(
+            ValueError, match=r"vary over rows, \(2,\), but the layer reads \(4, 4\)"
+        ):
+            model(*inputs(rows=4))
+        with mixture.condition(hold=True):
+            found = model(*inputs(rows=4))
+    with mixture.pinned(torch.eye(3)[[0, 0, 1, 1]]):
+        torch.testing.assert_close(found, model(*inputs(rows=4)))
