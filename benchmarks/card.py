@@ -117,19 +117,6 @@ def styles() -> str:
     return table(heads, rows)
 
 
-def authors() -> str:
-    """Time to the same score with the authors' loss."""
-    found = Results("authors_loss")
-    measures = dict.fromkeys(measure for measure, _ in found.rows)
-    rows = [
-        [measure, arm, found.cell(measure, arm, 2)]
-        for measure in measures
-        for m, arm in found.rows
-        if m == measure
-    ]
-    return table(["measure", "", "mean, or median where it says so, and 95 % interval"], rows)
-
-
 def card() -> str:
     """The whole card."""
     test, dev = Results("composition_test"), Results("composition_dev")
@@ -139,7 +126,6 @@ def card() -> str:
         "{DEV}": lambda: split_table(dev, STYLES[:1]),
         "{ABLATION}": ablation,
         "{STYLES}": styles,
-        "{AUTHORS}": authors,
         "{PICTURES}": lambda: f"{len(World.load(WORLD).pairs()):,}",
         "{STRENGTHS}": lambda: ", ".join(
             f"{merge} {strength}" for merge, strength in test.settings["strengths"].items()
