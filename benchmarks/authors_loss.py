@@ -11,7 +11,8 @@ gates, learning rate and its schedule, rows, noise, caption and picture terms an
 preset's on both sides (the authors have a softmax gate that reads, a rate of 1e-5, one row, no
 guidance, an L2 term, and a step of the optimiser at every second step of the sampler). The
 composition has no training picture that could be noised to the step drawn, so that its sampler goes
-there without gradient. The sampler has the 20 steps of our report; theirs has 20 to 50.
+there without gradient. The sampler has the 20 steps of our report; theirs has up to 50, which
+`--sampler-steps 50` gives it, with results of their own (authors_loss_50).
 
 Score: image alignment to the true drawing by judge-CLIP, pictures of the same noise at every look.
 Target: the start (untrained gates, the sum) and 95 % of what our loss gains over it by its end.
@@ -246,7 +247,8 @@ def main() -> None:
         options.every = 1
     write_candidates(WORLD, PICTURES)
     preset = load(CONFIG)
-    folder = ROOT / "out/benchmarks/authors_loss" / ("quick" if options.quick else "full")
+    name = "authors_loss" + (f"_{options.sampler_steps}" if options.sampler_steps != 20 else "")
+    folder = ROOT / "out/benchmarks" / name / ("quick" if options.quick else "full")
     results = folder if options.quick else FOLDER
     part, parts = map(int, options.part.split("/"))
     pairs = compositions(WORLD, "dev")[: 1 if options.quick else None]
@@ -258,7 +260,7 @@ def main() -> None:
         **{name: value for name, value in vars(options).items() if name != "part"},
         "share of the gain": SHARE,
     }
-    kept = Units(folder / "units", results / "authors_loss_units.json", settings)
+    kept = Units(folder / "units", results / f"{name}_units.json", settings)
     # Before anything is loaded here: see `alone`.
     steps_alone = {
         side: alone(one_step, side, pairs[0], config, options.sampler_steps)
@@ -286,7 +288,7 @@ def main() -> None:
         name: {side: asdict(course) for side, course in sides.items()}
         for name, sides in courses.items()
     }
-    write_results("authors_loss", rows, settings=settings, seeds=[config.seed], folder=results)
+    write_results(name, rows, settings=settings, seeds=[config.seed], folder=results)
 
 
 if __name__ == "__main__":

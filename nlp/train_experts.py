@@ -78,6 +78,7 @@ class ExpertsConfig:
         style: Prompts as they stand (plain), or in the model's chat template (chat).
         context: The most tokens that a row may have.
         batch_rows: Rows generated at once for the table.
+        only: Names of the experts to train and score; all of them if empty.
     """
 
     experts: tuple[ExpertConfig, ...]
@@ -88,15 +89,20 @@ class ExpertsConfig:
     style: Style = "plain"
     context: int = 1024
     batch_rows: int = 32
+    only: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         names = [expert.name for expert in self.experts]
         twice = sorted({name for name in names if names.count(name) > 1})
+        strange = [name for name in self.only if name not in names]
         refuse(
             "ExpertsConfig",
             [
                 None if names else "experts is empty",
                 f"two experts are called {', '.join(twice)}" if twice else None,
+                f"only names {', '.join(strange)}, expected some of {', '.join(names)}"
+                if strange
+                else None,
                 at_least("context", self.context, 2),
                 at_least("batch_rows", self.batch_rows, 1),
             ],
@@ -184,6 +190,9 @@ def table(scores: Sequence[Score]) -> str:
 
 def main(config: ExpertsConfig) -> None:
     """Train the experts that are not there yet, then score all."""
+    if config.only:
+        chosen = tuple(expert for expert in config.experts if expert.name in config.only)
+        config = replace(config, experts=chosen, only=())
     # All rows are read before the first step: a fault in the last ones shows at once.
     _held_out(config)
     missing = [e for e in config.experts if not (config.output / e.name).exists()]

@@ -2,9 +2,10 @@
 
 import json
 import re
-import subprocess
 from functools import cache
 from pathlib import Path
+
+from mole_vl import npm
 
 PACKAGES: dict[str, str] = {
     "@iconify-json/noto": "1.2.9",
@@ -19,17 +20,12 @@ PACKAGES: dict[str, str] = {
 
 def fetch(cache_folder: Path) -> None:
     """Installs the missing packages under `cache_folder` with npm; runs no script of theirs."""
-    missing = [f"{name}@{v}" for name, v in PACKAGES.items() if _version(cache_folder, name) != v]
-    if missing:
-        cache_folder.mkdir(parents=True, exist_ok=True)
-        flags = ["--ignore-scripts", "--no-audit", "--no-fund", "--no-save"]
-        command = ["npm", "install", "--prefix", str(cache_folder), *flags]
-        subprocess.run([*command, *(f"{n}@{v}" for n, v in PACKAGES.items())], check=True)
+    npm.fetch(cache_folder, PACKAGES)
 
 
 def subgroups(cache_folder: Path) -> dict[str, str]:
     """The subgroup of each emoji by its label, such as `{"penguin": "animal-bird"}`."""
-    package = _package(cache_folder, "emojibase-data")
+    package = npm.package(cache_folder, "emojibase-data")
     names = json.loads((package / "meta" / "groups.json").read_text())["subgroups"]
     emojis = json.loads((package / "en" / "data.json").read_text())
     return {e["label"]: names[str(e["subgroup"])] for e in emojis if "subgroup" in e}
@@ -55,14 +51,5 @@ def svg(cache_folder: Path, icon_set: str, label: str) -> str:
 @cache
 def _icons(cache_folder: Path, icon_set: str) -> dict:
     return json.loads(
-        (_package(cache_folder, f"@iconify-json/{icon_set}") / "icons.json").read_text()
+        (npm.package(cache_folder, f"@iconify-json/{icon_set}") / "icons.json").read_text()
     )
-
-
-def _package(cache_folder: Path, name: str) -> Path:
-    return cache_folder / "node_modules" / name
-
-
-def _version(cache_folder: Path, name: str) -> str | None:
-    manifest = _package(cache_folder, name) / "package.json"
-    return json.loads(manifest.read_text())["version"] if manifest.exists() else None

@@ -110,6 +110,20 @@ def test_what_is_done_is_not_done_again(config):
     assert (config.output / "past" / "adapter_model.safetensors").stat().st_mtime_ns == before
 
 
+def test_processes_may_share_a_list_of_experts(config, capsys):
+    main(replace(config, only=("past",)))
+    assert [path.name for path in config.output.iterdir()] == ["past"]
+    table = capsys.readouterr().out
+    assert "past" in table
+    assert "plural" not in table
+    alone = factors(config, "past")
+    main(config)
+    assert sorted(path.name for path in config.output.iterdir()) == ["past", "plural"]
+    assert all(torch.equal(value, alone[key]) for key, value in factors(config, "past").items())
+    with pytest.raises(ValueError, match="only names future, expected some of plural, past"):
+        replace(config, only=("future", "past"))
+
+
 def test_experts_are_scored_on_their_own_task_and_leave_the_base_alone(config):
     main(config)
     model, tokenizer = load_base(config.base)
