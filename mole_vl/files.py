@@ -89,7 +89,12 @@ def check_output(name: str, folder: Path) -> None:
 
 def digest(files: Iterable[Path]) -> str:
     """SHA-256 of the contents of files, one after the other, in hexadecimal digits."""
+    return digest_contents(file.read_bytes() for file in files)
+
+
+def digest_contents(contents: Iterable[bytes]) -> str:
+    """What `digest` says of files with these contents."""
     state = hashlib.sha256()
-    for file in files:
-        state.update(hashlib.sha256(file.read_bytes()).digest())
+    for content in contents:
+        state.update(hashlib.sha256(content).digest())
     return state.hexdigest()

@@ -13,6 +13,8 @@ from typing import Any, Literal, Protocol, TypedDict
 import torch
 from torch import Tensor
 
+from mole_vl.files import digest_contents
+
 IGNORED = -100
 """The label of a position that is not scored."""
 ROWS = "JSON lines of prompt, answer and task"
@@ -116,8 +118,16 @@ def _row(line: str) -> TextRow:
 
 def write_rows(path: Path, rows: Iterable[TextRow]) -> None:
     """Write rows as JSON lines."""
-    lines = (json.dumps(asdict(row), ensure_ascii=False) + "\n" for row in rows)
-    Path(path).write_text("".join(lines), encoding="utf-8")
+    Path(path).write_text(_lines(rows), encoding="utf-8")
+
+
+def digest_rows(rows: Iterable[TextRow]) -> str:
+    """What `mole_vl.files.digest` says of the file that `write_rows` makes of these rows."""
+    return digest_contents([_lines(rows).encode()])
+
+
+def _lines(rows: Iterable[TextRow]) -> str:
+    return "".join(json.dumps(asdict(row), ensure_ascii=False) + "\n" for row in rows)
 
 
 Style = Literal["plain", "chat"]

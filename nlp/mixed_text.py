@@ -13,12 +13,12 @@ from mole_vl.arithmetic import without_general
 from mole_vl.arms import Arm, arms
 from mole_vl.domain import Domain, gate_parameters
 from mole_vl.faults import at_least, refuse
-from mole_vl.files import check_file, digest
 from mole_vl.gates import GateSpec
 from mole_vl.sites import SiteKind
 from mole_vl.training import Task
 from nlp.adapter import blocks, bound
-from nlp.data import ROWS, EncodedRow, Style, TextRow, read_rows
+from nlp.data import EncodedRow, Style, TextRow, digest_rows
+from nlp.dataset import RowSource, rows_of
 from nlp.evaluate import exact_match
 from nlp.forms import form_of
 from nlp.models import BUILT_IN, load_base
@@ -32,7 +32,8 @@ class MixedText(Domain):
 
     Args:
         experts: PEFT folders; an expert's name is its folder's.
-        train: Rows that the gates learn from (JSON lines: prompt, answer, task).
+        train: Rows that the gates learn from: JSON lines of prompt, answer and task, or a dataset
+            with its templates (`nlp.dataset.DatasetRows`).
         test: Held-out rows for the report; their tasks are experts' names, for the oracle alone.
         base: A Hub id, a folder, or smollm2-135m-instruct (by pip).
         style: Prompts as they stand (plain), or in the model's chat template (chat).
@@ -46,8 +47,8 @@ class MixedText(Domain):
     def __init__(
         self,
         experts: list[Path],
-        train: Path,
-        test: Path,
+        train: RowSource,
+        test: RowSource,
         base: str = BUILT_IN,
         style: Style = "plain",
         context: int = 1024,
@@ -68,11 +69,10 @@ class MixedText(Domain):
 
     def mix(self, gate: GateSpec, site: SiteKind, after: int = 0) -> Mapping[str, Mixture]:
         """Load base, rows and experts, and mix."""
-        for name, file in (("train", self.train), ("test", self.test)):
-            check_file(name, file, ROWS)
+        train = rows_of("train", self.train)
+        test = first_of_each(rows_of("test", self.test), self.asked)
         general = [read_peft(folder) for folder in self.general]
         experts = without_general([read_peft(folder) for folder in self.experts], general)
-        train, test = read_rows(self.train), first_of_each(read_rows(self.test), self.asked)
         self._check_tasks(test, [expert.name for expert in experts])
         # The built-in base is converted into the cache at its first use: by one process.
         with PartialState().main_process_first():
@@ -99,7 +99,7 @@ class MixedText(Domain):
         """The base, the rows and how they are shown."""
         return {
             "base": self.base,
-            "train": digest([self.train]),
+            "train": digest_rows(row.row for row in self.train_rows),
             "style": self.style,
             "context": self.context,
         }

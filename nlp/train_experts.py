@@ -19,10 +19,10 @@ from peft import LoraConfig, PeftModel, get_peft_model
 
 from mole_vl import trained_expert, write_peft
 from mole_vl.faults import as_messages, at_least, plain_word, refuse
-from mole_vl.files import check_file
 from mole_vl.targets import check_targets
 from mole_vl.training import FitConfig, fit
-from nlp.data import ROWS, EncodedRow, Style, TextRow, Tokenizer, read_rows
+from nlp.data import EncodedRow, Style, TextRow, Tokenizer
+from nlp.dataset import RowSource, rows_of
 from nlp.evaluate import exact_match
 from nlp.forms import form_of
 from nlp.models import BUILT_IN, load_base
@@ -35,7 +35,8 @@ class ExpertConfig:
 
     Args:
         name: Its name, also of its folder and of its task in the held-out rows.
-        data: The rows it learns.
+        data: The rows it learns: JSON lines of prompt, answer and task, or a dataset with its
+            templates (`nlp.dataset.DatasetRows`).
         rank: Rank of each factor pair.
         alpha: The product B A counts alpha / rank times.
         targets: Names of the linear layers that get a pair.
@@ -44,7 +45,7 @@ class ExpertConfig:
     """
 
     name: str
-    data: Path
+    data: RowSource
     rank: int = 8
     alpha: float = 16.0
     targets: tuple[str, ...] = ("q_proj", "v_proj")
@@ -71,7 +72,7 @@ class ExpertsConfig:
 
     Args:
         experts: The experts.
-        held_out: Rows of all tasks for the table at the end.
+        held_out: Rows of all tasks for the table at the end, as an expert's `data`.
         fit: The training loop; each expert's run lies in a folder of its name under its `output`.
         output: Where the experts' PEFT folders are written.
         base: A Hub id, a folder, or smollm2-135m-instruct (by pip).
@@ -82,7 +83,7 @@ class ExpertsConfig:
     """
 
     experts: tuple[ExpertConfig, ...]
-    held_out: Path
+    held_out: RowSource
     fit: FitConfig
     output: Path
     base: str = BUILT_IN
@@ -150,11 +151,10 @@ def _held_out(config: ExpertsConfig) -> Mapping[str, Sequence[TextRow]]:
     """The held-out rows of each expert's task.
 
     Raises:
-        FileNotFoundError: There is no such file.
+        FileNotFoundError: There is no such file or dataset.
         ValueError: An expert whose task has no rows.
     """
-    check_file("held_out", config.held_out, ROWS)
-    rows = read_rows(config.held_out)
+    rows = rows_of("held_out", config.held_out)
     found = {e.name: [row for row in rows if row.task == e.name] for e in config.experts}
     refuse(
         f"held_out: {config.held_out}",
@@ -196,9 +196,7 @@ def main(config: ExpertsConfig) -> None:
     # All rows are read before the first step: a fault in the last ones shows at once.
     _held_out(config)
     missing = [e for e in config.experts if not (config.output / e.name).exists()]
-    for expert in missing:
-        check_file(f"data of {expert.name}", expert.data, ROWS)
-    rows = {expert.name: read_rows(expert.data) for expert in missing}
+    rows = {expert.name: rows_of(f"data of {expert.name}", expert.data) for expert in missing}
     # The first to come may have a base to convert; the others find it done.
     with PartialState().main_process_first():
         model, tokenizer = load_base(config.base)

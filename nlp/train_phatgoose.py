@@ -7,7 +7,7 @@ Leaves each expert's own gate as `alone/NAME.safetensors`, and all of them as
 `gates/model.safetensors`, in the folder `fit.output`.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -20,11 +20,12 @@ from mole_vl import Expert, Mixture, mix, mix_from, read_peft, save_gates
 from mole_vl.domain import gate_parameters
 from mole_vl.experts import check_names
 from mole_vl.faults import as_messages, at_least, refuse
-from mole_vl.files import check_file, check_output, digest
+from mole_vl.files import check_output
 from mole_vl.gates import Phatgoose, Usefulness, UsefulnessGate, take_directions
 from mole_vl.training import FitConfig, fit
 from nlp.adapter import bound
-from nlp.data import ROWS, Style, read_rows
+from nlp.data import Style, TextRow, digest_rows
+from nlp.dataset import RowSource, rows_of
 from nlp.forms import form_of
 from nlp.models import BUILT_IN, load_base
 from nlp.task import LanguageTask
@@ -36,11 +37,12 @@ class Taught:
 
     Args:
         folder: Its PEFT folder, whose name is the expert's.
-        data: Rows of its own task, such as those that it was trained on.
+        data: Rows of its own task, such as those that it was trained on: JSON lines of prompt,
+            answer and task, or a dataset with its templates (`nlp.dataset.DatasetRows`).
     """
 
     folder: Path
-    data: Path
+    data: RowSource
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,12 +76,10 @@ class PhatgooseConfig:
 
 
 def train_alone(
-    model: Any, tokenizer: Any, expert: Expert, data: Path, config: PhatgooseConfig
+    model: Any, tokenizer: Any, expert: Expert, data: Sequence[TextRow], config: PhatgooseConfig
 ) -> None:
     """Train the gate of one expert alone, and leave it as a file; `model` is as it was then."""
-    rows = form_of(model).encode_rows(
-        read_rows(data), tokenizer, style=config.style, context=config.context
-    )
+    rows = form_of(model).encode_rows(data, tokenizer, style=config.style, context=config.context)
     mixture = mix(model, [expert], gate=Usefulness(), site="matrix")
     task = LanguageTask(
         model,
@@ -91,7 +91,7 @@ def train_alone(
     settings = {
         "base": config.base,
         "expert": [expert.name, expert.digest],
-        "data": digest([data]),
+        "data": digest_rows(data),
         "style": config.style,
         "context": config.context,
     }
@@ -131,14 +131,16 @@ def main(config: PhatgooseConfig) -> None:
     check_output("fit.output", config.fit.output)
     experts = [read_peft(taught.folder) for taught in config.experts]
     check_names(experts)
-    for expert, taught in zip(experts, config.experts, strict=True):
-        check_file(f"data of {expert.name}", taught.data, ROWS)
-        read_rows(taught.data)  # A fault in the last ones shows at once.
+    # All rows are read before the first step: a fault in the last ones shows at once.
+    data = [
+        rows_of(f"data of {expert.name}", taught.data)
+        for expert, taught in zip(experts, config.experts, strict=True)
+    ]
     with PartialState().main_process_first():
         model, tokenizer = load_base(config.base)
-    for expert, taught in zip(experts, config.experts, strict=True):
+    for expert, rows in zip(experts, data, strict=True):
         if not _file(config, expert.name).exists():
-            train_alone(model, tokenizer, expert, taught.data, config)
+            train_alone(model, tokenizer, expert, rows, config)
     mixture = joined(model, experts, config)
     if PartialState().is_main_process:
         file = config.fit.output / "gates/model.safetensors"

@@ -1,0 +1,229 @@
+"""Rows of any dataset: of a file, a folder or the Hub, through templates over its columns."""
+
+import csv
+import glob
+import re
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from string import Formatter
+from typing import Any, TypeAlias
+
+from datasets import ClassLabel, Dataset, Features, Value, load_dataset
+from datasets.exceptions import DatasetsError
+from pandas.errors import ParserWarning
+
+from mole_vl.faults import refuse
+from mole_vl.files import check_file
+from nlp.data import ROWS, TextRow, read_rows
+from nlp.hub import first_line, is_hub_id
+
+_DELIMITERS = {".csv": ",", ".tsv": "\t"}
+_BUILDERS = {".csv": "csv", ".tsv": "csv", ".json": "json", ".jsonl": "json", ".parquet": "parquet"}
+_TEMPLATES = tuple(key.name for key in fields(TextRow))
+
+
+@dataclass(frozen=True, kw_only=True)
+class DatasetRows:
+    """Rows of a dataset, each put into words by templates over its columns.
+
+    A template is a format string: `{question}` stands for the column of that name,
+    `{answers[text][0]}` for a part of it, and a column of class labels for the label's name.
+
+    Args:
+        dataset: A file (.csv, .tsv, .json, .jsonl, .parquet), a folder of such files, or a Hub id.
+        subset: Name of one of a Hub dataset's configurations.
+        split: The split, or a slice of it, such as `train[:16]`; a file is the split `train`.
+        prompt: Template of what a model is shown.
+        answer: Template of what it is to say.
+        task: Name of the task, or its template.
+        labels: Names of a column's whole numbers from 0, where the dataset itself does not know
+            them, by column.
+    """
+
+    dataset: str
+    subset: str | None = None
+    split: str = "train"
+    prompt: str = "{prompt}"
+    answer: str = "{answer}"
+    task: str = "{task}"
+    labels: Mapping[str, Sequence[str]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        refuse(
+            f"DatasetRows of {self.dataset!r}",
+            [
+                None if self.dataset else "dataset is empty, expected a file, a folder or a Hub id",
+                *(_template_fault(key, getattr(self, key)) for key in _TEMPLATES),
+                *(
+                    f"labels of {column!r} is empty, expected names"
+                    for column, names in self.labels.items()
+                    if not names
+                ),
+            ],
+        )
+
+    def __str__(self) -> str:
+        """What messages call it."""
+        return f"{self.dataset}, split {self.split!r}"
+
+
+RowSource: TypeAlias = Path | DatasetRows
+"""Where rows come from: a file of JSON lines with prompt, answer and task, or a dataset."""
+
+
+def rows_of(setting: str, source: RowSource) -> list[TextRow]:
+    """The rows of a source.
+
+    Args:
+        setting: Name of the setting that holds the source, for messages.
+        source: A file of JSON lines, or a dataset.
+
+    Raises:
+        FileNotFoundError: There is no such file or dataset, or the Hub cannot be reached.
+        ValueError: What is there cannot be read or has no rows; columns that the templates ask for
+            and the dataset lacks; rows without a text or with a label outside its list, each by
+            its number from 0.
+    """
+    if isinstance(source, Path):
+        check_file(setting, source, ROWS)
+        return read_rows(source)
+    where = f"{setting}: {source}"
+    with _told(where):
+        table = _load(source)
+    columns = sorted({c for key in _TEMPLATES for c in _columns(getattr(source, key))})
+    found = ", ".join(table.column_names)
+    refuse(
+        where,
+        [
+            *(
+                f"no column {column!r}, which the templates ask for (found {found})"
+                for column in columns
+                if column not in table.column_names
+            ),
+            *(
+                f"no column {column!r}, which labels names (found {found})"
+                for column in source.labels
+                if column not in table.column_names
+            ),
+        ],
+    )
+    known = {c: kind.names for c, kind in table.features.items() if isinstance(kind, ClassLabel)}
+    names = {**known, **source.labels}
+    rows, faults = [], []
+    for number, values in enumerate(table.select_columns(columns).to_list()):
+        try:
+            rows.append(_row(source, _named(values, names)))
+        except ValueError as fault:
+            faults.append(f"row {number}: {fault}")
+    refuse(where, faults[:10])
+    return rows
+
+
+def _template_fault(key: str, template: str) -> str | None:
+    try:
+        columns = _columns(template)
+    except ValueError as error:
+        return f"{key} is {template!r}, which is no template ({error})"
+    if any(not column or column.isdigit() for column in columns):
+        return f"{key} is {template!r}, expected a column's name between the braces"
+    if not columns and key != "task":
+        return f"{key} is {template!r}, expected at least one {{column}}"
+    return None
+
+
+def _columns(template: str) -> list[str]:
+    """Names of the columns that a template asks for."""
+    asked = [name for _, name, _, _ in Formatter().parse(template) if name is not None]
+    return [re.split(r"[.\[]", name)[0] for name in asked]
+
+
+@contextmanager
+def _told(where: str) -> Iterator[None]:
+    """What datasets says of what it cannot find or read, in one sentence."""
+    try:
+        yield
+    except OSError as error:
+        raise FileNotFoundError(f"{where}, was not loaded: {first_line(error)}") from error
+    except (ValueError, DatasetsError, StopIteration) as error:
+        said = first_line(error.__cause__ or error)
+        raise ValueError(f"{where}, was not loaded: {said}") from error
+
+
+def _load(source: DatasetRows) -> Dataset:
+    path = Path(source.dataset)
+    builder = _BUILDERS.get(path.suffix)
+    if builder and not path.is_dir():
+        if not path.is_file():
+            raise FileNotFoundError("there is no such file")
+        if not path.stat().st_size:
+            raise ValueError("the file is empty")
+        # Patterns are looked for otherwise.
+        files = glob.escape(str(path))
+        how = _csv_settings(path) if builder == "csv" else {}
+        with warnings.catch_warnings():
+            # A line of more cells than the header: pandas would only warn that it drops them.
+            warnings.simplefilter("error", ParserWarning)
+            return load_dataset(builder, data_files=files, split=source.split, **how)
+    if not path.is_dir() and not is_hub_id(source.dataset):
+        raise FileNotFoundError(
+            f"it is no {', '.join(_BUILDERS)} file, no folder and no Hub id (ORG/NAME)"
+        )
+    return load_dataset(source.dataset, source.subset, split=source.split)
+
+
+def _csv_settings(path: Path) -> dict[str, Any]:
+    """A table of texts as they stand: 007 is no 7, and NA is no empty cell."""
+    delimiter = _DELIMITERS[path.suffix]
+    with path.open(newline="", encoding="utf-8-sig") as file:
+        header = next(csv.reader(file, delimiter=delimiter), [])
+    twice = sorted({name for name in header if header.count(name) > 1})
+    if twice:
+        raise ValueError(f"two columns are called {', '.join(twice)}")
+    return {
+        "sep": delimiter,
+        "features": Features({name: Value("string") for name in header}),
+        "keep_default_na": False,
+        "index_col": False,
+        "encoding": "utf-8-sig",
+    }
+
+
+def _named(values: Mapping[str, Any], names: Mapping[str, Sequence[str]]) -> dict[str, Any]:
+    """A row's values, with class labels by name."""
+    found = dict(values)
+    for column in found.keys() & names.keys():
+        known, label = names[column], found[column]
+        try:
+            place = float(label)
+        except (TypeError, ValueError):
+            place = -1.0
+        if not place.is_integer() or not 0 <= place < len(known):
+            raise ValueError(
+                f"{column!r} is {label!r}, expected 0 to {len(known) - 1} ({', '.join(known)})"
+            )
+        found[column] = known[int(place)]
+    return found
+
+
+def _row(source: DatasetRows, values: Mapping[str, Any]) -> TextRow:
+    texts = {key: _Filling().vformat(getattr(source, key), (), values) for key in _TEMPLATES}
+    for key, text in texts.items():
+        if not text.strip():
+            raise ValueError(f"{key!r} is {text!r}, expected some text")
+    return TextRow(**texts)
+
+
+class _Filling(Formatter):
+    """Fills templates with texts and numbers, and with nothing else."""
+
+    def get_field(self, field_name: str, args: Any, kwargs: Any) -> Any:
+        try:
+            value, column = super().get_field(field_name, args, kwargs)
+        except (LookupError, AttributeError, TypeError) as error:
+            raise ValueError(f"there is no {{{field_name}}}") from error
+        if not isinstance(value, str | int | float) or value != value:
+            raise ValueError(f"{{{field_name}}} is {value!r}, expected text or a number")
+        return value, column
