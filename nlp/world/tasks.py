@@ -10,7 +10,8 @@ from nlp.world.wordings import PAST, PLURAL, number_wordings
 _past = inflected("VERB", "VB", "VBD", unchanged=True)
 _plural = inflected("NOUN", "NN", "NNS")
 _gerund = inflected("VERB", "VB", "VBG")
-_third = inflected("VERB", "VB", "VBZ")
+third_person = inflected("VERB", "VB", "VBZ", unchanged=True)
+"""go: goes."""
 _comparative = inflected("ADJ", "JJ", "JJR", rare=True)
 
 
@@ -40,7 +41,7 @@ SHELF = (
 """The tasks that experts were trained for, if they were admitted."""
 
 HELD_OUT = (
-    Source("third", _third, told("third person singular")),
+    Source("third", third_person, told("third person singular")),
     Source("dutch", numbers("nl"), told("Dutch word")),
     Source("german_year", numbers("de", "year", 1100, 2100), told("year in German words")),
     Source("superlative", inflected("ADJ", "JJ", "JJS", rare=True), told("superlative")),

@@ -5,6 +5,7 @@ import runpy
 import sys
 from pathlib import Path
 
+import jsonargparse
 import pytest
 import torch
 from torch import nn
@@ -16,6 +17,7 @@ from mole_vl.training import FitConfig
 from mole_vl.training.search import SearchConfig
 from nlp.adapter import blocks
 from nlp.data import TextRow, write_rows
+from nlp.dataset import DatasetRows, rows_of
 from nlp.mixed_text import MixedText, first_of_each, table
 from nlp.models import load_base
 from tests.nlp.toys import tiny_folder
@@ -142,6 +144,42 @@ def test_a_task_without_an_expert_is_named_before_anything_is_trained(tmp_path, 
     with pytest.raises(ValueError, match=r"a row's task is 'german', .* name \(past, plural\): "):
         train_gates(domain, config(tmp_path))
     assert not (tmp_path / "run").exists()
+
+
+def test_the_preset_of_few_examples_reads_as_it_is_shipped(monkeypatch):
+    monkeypatch.chdir(Path(__file__).parents[2])
+    parser = jsonargparse.ArgumentParser()
+    parser.add_function_arguments(train_gates)
+    preset = parser.instantiate(parser.parse_path("configs/text_fewshot.yaml"))
+    train, test = (rows_of("rows", source) for source in (preset.domain.train, preset.domain.test))
+    assert len(train) == 16
+    assert train[0].prompt == "The verb realize after he or she:"
+    assert not {row.prompt for row in train} & {row.prompt for row in test}
+    assert isinstance(preset.gate, MoLE)
+
+
+def test_few_examples_of_a_new_task_are_judged_beside_each_expert(tmp_path, domain, capsys):
+    table = tmp_path / "few.csv"
+    table.write_text("word,letter\n" + "".join(f"{word},{word[0]}\n" for word in WORDS))
+    few = DatasetRows(dataset=str(table), prompt="{word}:", answer="{letter}", task="first letter")
+    new = MixedText(domain.experts, few, few, base=domain.base)
+    train_gates(new, config(tmp_path))
+    lines = (tmp_path / "run/report.md").read_text().splitlines()
+    assert lines[0] == "| exact match | base | sum | NLA | gates | past | plural |"
+    assert lines[2].startswith("| first letter | ")
+    assert "\n".join(lines) in capsys.readouterr().out
+    hits = new.hits()
+    for name in domain.experts:
+        with new.mixture.pinned({name.name: 1.0}):
+            assert hits[name.name] == new.hits(["gates"])["gates"]
+    # The same rows from elsewhere go on with the run; other rows do not.
+    rows = [TextRow(f"{word}:", word[0], "first letter") for word in WORDS]
+    write_rows(domain.train, rows)
+    again = MixedText(domain.experts, domain.train, domain.train, base=domain.base)
+    train_gates(again, config(tmp_path), report=False)
+    table.write_text("word,letter\nabc,a\n")
+    with pytest.raises(ValueError, match="train was"):
+        train_gates(MixedText(domain.experts, few, few, base=domain.base), config(tmp_path))
 
 
 @pytest.mark.parametrize("name", ["train", "test"])

@@ -1,3 +1,4 @@
+import csv
 import re
 from pathlib import Path
 
@@ -5,9 +6,10 @@ import pytest
 
 from nlp.data import read_rows
 from nlp.world.build import rows_of
+from nlp.world.fewshot import FewConfig, drawn
 from nlp.world.sources import Material, Source, common_words
 from nlp.world.split import side_of
-from nlp.world.tasks import DEVELOPMENT, FOUR, HELD_OUT, SHELF
+from nlp.world.tasks import DEVELOPMENT, FOUR, HELD_OUT, SHELF, third_person
 from nlp.world.wordings import SIDES
 from nlp.world.wordnet import WordNet
 
@@ -183,3 +185,32 @@ def test_wordnet_is_read_by_the_first_sense(tmp_path):
     assert net.opposites("cat") == {"dog"}
     assert net.opposites("dog") == set()
     assert "mouse" not in net
+
+
+def few(name):
+    with (DATA.parent / f"fewshot/third_person_{name}.csv").open(newline="") as file:
+        return [(row["verb"], row["form"]) for row in csv.DictReader(file)]
+
+
+def test_the_few_examples_are_no_held_out_rows_and_no_verbs_of_an_expert():
+    sides = {"train": "gates", "dev": "dev", "test": "test"}
+    assert len(few("train")) == 16
+    for name, side in sides.items():
+        pairs = few(name)
+        assert len(dict(pairs)) == len(pairs)
+        assert all(side_of(verb) == side for verb, _ in pairs)
+        assert dict(pairs) == third_person(
+            Material([word for pair in pairs for word in pair], Path())
+        )
+
+
+def test_a_table_of_few_is_a_draw_from_its_side():
+    forms = {f"verb{n}": f"verb{n}s" for n in range(200)}
+    tables = drawn(forms, FewConfig(train=5, held_out=9))
+    assert {name: len(pairs) for name, pairs in tables.items()} == {"train": 5, "dev": 9, "test": 9}
+    for name, side in {"train": "gates", "dev": "dev", "test": "test"}.items():
+        assert all(side_of(verb) == side and forms[verb] == form for verb, form in tables[name])
+        assert [verb for verb, _ in tables[name]] != sorted(verb for verb, _ in tables[name])
+    assert drawn(forms, FewConfig(train=5, held_out=9, seed=1)) != tables
+    with pytest.raises(ValueError, match=r"train is 0, .*; held_out is 0"):
+        FewConfig(train=0, held_out=0)
