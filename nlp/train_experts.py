@@ -25,7 +25,7 @@ from nlp.data import EncodedRow, Style, TextRow, Tokenizer
 from nlp.dataset import RowSource, rows_of
 from nlp.evaluate import exact_match
 from nlp.forms import form_of
-from nlp.models import BUILT_IN, load_base
+from nlp.models import BUILT_IN, Bits, load_base
 from nlp.task import LanguageTask
 
 
@@ -80,6 +80,7 @@ class ExpertsConfig:
         context: The most tokens that a row may have.
         batch_rows: Rows generated at once for the table.
         only: Names of the experts to train and score; all of them if empty.
+        quantise: Linear layers of the base in 8bit or 4bit (needs bitsandbytes).
     """
 
     experts: tuple[ExpertConfig, ...]
@@ -91,6 +92,7 @@ class ExpertsConfig:
     context: int = 1024
     batch_rows: int = 32
     only: tuple[str, ...] = ()
+    quantise: Bits | None = None
 
     def __post_init__(self) -> None:
         names = [expert.name for expert in self.experts]
@@ -139,7 +141,9 @@ def train_expert(
     )
     adapted = get_peft_model(model, lora)
     trained = {name: p for name, p in adapted.named_parameters() if p.requires_grad}
-    fit(LanguageTask(adapted, rows, pad=pad, parameters=trained), run, asdict(expert))
+    quantise = {"quantise": config.quantise} if config.quantise else {}
+    task = LanguageTask(adapted, rows, pad=pad, parameters=trained)
+    fit(task, run, {**asdict(expert), **quantise})
     if PartialState().is_main_process:
         trained_now = trained_expert(adapted.get_base_model(), expert.name, config.base)
         write_peft(trained_now, config.output / expert.name, dtype=torch.float16)
@@ -199,7 +203,7 @@ def main(config: ExpertsConfig) -> None:
     rows = {expert.name: rows_of(f"data of {expert.name}", expert.data) for expert in missing}
     # The first to come may have a base to convert; the others find it done.
     with PartialState().main_process_first():
-        model, tokenizer = load_base(config.base)
+        model, tokenizer = load_base(config.base, quantise=config.quantise)
     for expert in missing:
         check_targets(model, expert.name, expert.targets)
     encoded = {

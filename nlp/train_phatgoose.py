@@ -27,7 +27,7 @@ from nlp.adapter import bound
 from nlp.data import Style, TextRow, digest_rows
 from nlp.dataset import RowSource, rows_of
 from nlp.forms import form_of
-from nlp.models import BUILT_IN, load_base
+from nlp.models import BUILT_IN, Bits, load_base
 from nlp.task import LanguageTask
 
 
@@ -56,6 +56,7 @@ class PhatgooseConfig:
         gate: How the experts are routed among afterwards.
         style: Prompts as they stand (plain), or in the model's chat template (chat).
         context: The most tokens that a row may have.
+        quantise: Linear layers of the base in 8bit or 4bit (needs bitsandbytes).
     """
 
     experts: tuple[Taught, ...]
@@ -64,6 +65,7 @@ class PhatgooseConfig:
     gate: Phatgoose = Phatgoose()
     style: Style = "plain"
     context: int = 1024
+    quantise: Bits | None = None
 
     def __post_init__(self) -> None:
         refuse(
@@ -90,6 +92,7 @@ def train_alone(
     )
     settings = {
         "base": config.base,
+        **({"quantise": config.quantise} if config.quantise else {}),
         "expert": [expert.name, expert.digest],
         "data": digest_rows(data),
         "style": config.style,
@@ -137,7 +140,7 @@ def main(config: PhatgooseConfig) -> None:
         for expert, taught in zip(experts, config.experts, strict=True)
     ]
     with PartialState().main_process_first():
-        model, tokenizer = load_base(config.base)
+        model, tokenizer = load_base(config.base, quantise=config.quantise)
     for expert, rows in zip(experts, data, strict=True):
         if not _file(config, expert.name).exists():
             train_alone(model, tokenizer, expert, rows, config)

@@ -16,7 +16,7 @@ from mole_vl.sites import SiteKind
 from nlp.adapter import blocks, bound
 from nlp.data import EncodedRow, Style, TextRow, Tokenizer, encode_prompt, to_device
 from nlp.forms import form_of
-from nlp.models import load_base
+from nlp.models import Bits, load_base
 from pipelines.folder import (
     check_replaceable,
     drop_mixture,
@@ -51,15 +51,24 @@ class MoLETextGeneration:
 
     @classmethod
     def from_pretrained(
-        cls, name: str | Path, *, dtype: torch.dtype = torch.float32
+        cls,
+        name: str | Path,
+        *,
+        dtype: torch.dtype = torch.float32,
+        quantise: Bits | None = None,
     ) -> "MoLETextGeneration":
         """A base as `nlp.models.load_base` finds it, with the experts and gates saved with it.
 
+        Args:
+            name: A Hub id, a folder, or smollm2-135m-instruct (by pip).
+            dtype: Precision of the weights.
+            quantise: Linear layers of the base in 8bit or 4bit (needs bitsandbytes).
+
         Raises:
             FileNotFoundError: There is no such model.
-            ValueError: The mixture in its folder is damaged.
+            ValueError: The mixture in its folder is damaged, or bitsandbytes is missing.
         """
-        pipe = cls(*load_base(str(name), dtype=dtype))
+        pipe = cls(*load_base(str(name), dtype=dtype, quantise=quantise))
         if has_mixture(Path(name)):
             load_mixture(pipe, Path(name))
         return pipe
