@@ -1,9 +1,14 @@
 """A mixture as one ordinary LoRA: exact where the rank allows, else the best there is."""
 
+from copy import deepcopy
+
+import peft
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings, strategies as st
 
-from mole_vl import mean_weights, merged, mix
+from mole_vl import mean_weights, merged, mix, write_peft
+from mole_vl.arithmetic import weighted_sum
 from mole_vl.gates import Free, MoLE, Sigmoid, Sum
 from tests.mole_vl.test_convolutions import Pictures, two
 from tests.toys import BLOCKS, SITES, Toy, expert, inputs, randomise, three
@@ -21,6 +26,35 @@ def test_at_full_rank_it_is_the_mixture():
     assert all(error < 1e-6 for error in found.error.values())
     mix(mixture.unmix(), [found.expert], gate=Sum(), blocks=BLOCKS)
     torch.testing.assert_close(model(*inputs()), expected)
+
+
+@settings(
+    deadline=None, max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(
+    weights=st.lists(
+        st.floats(-2, 2).map(lambda w: round(w, 3)).filter(bool), min_size=3, max_size=3
+    )
+)
+def test_the_exact_merge_is_that_of_peft_which_puts_factors_side_by_side(tmp_path, weights):
+    model = Toy()
+    experts = three(model)
+    names = [one.name for one in experts]
+    for one in experts:
+        write_peft(one, tmp_path / one.name)
+    peer = peft.PeftModel.from_pretrained(deepcopy(model), tmp_path / names[0], names[0])
+    for name in names[1:]:
+        peer.load_adapter(tmp_path / name, adapter_name=name)
+    peer.add_weighted_adapter(names, weights, "all", combination_type="cat")
+    peer.set_adapter("all")
+    expected = peer(*inputs())
+    mixture = mix(model, experts, gate=Sum(), blocks=BLOCKS)
+    with mixture.pinned(weights):
+        torch.testing.assert_close(model(*inputs()), expected)
+    ours = merged(mixture, "one", dict(zip(names, weights, strict=True))).expert
+    for one in (ours, weighted_sum("one", experts, weights)):
+        mix(model.mixture.unmix(), [one], gate=Sum(), blocks=BLOCKS)
+        torch.testing.assert_close(model(*inputs()), expected)
 
 
 def test_convolutions_too():

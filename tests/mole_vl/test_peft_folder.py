@@ -1,8 +1,10 @@
 import json
+from copy import deepcopy
 
 import peft
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings, strategies as st
 from safetensors.torch import load_file, save_file
 
 from mole_vl import mix, read_components, read_peft, write_peft
@@ -25,8 +27,8 @@ def peft_folder(path, **config):
     """A folder written by peft itself, with random factors, and its model."""
     model = Toy()
     base = {key: value.clone() for key, value in model.state_dict().items()}
-    settings = peft.LoraConfig(target_modules=["q", "k", "ff.0", "ff.2"], **config)
-    wrapped = peft.get_peft_model(model, settings)
+    lora = peft.LoraConfig(target_modules=["q", "k", "ff.0", "ff.2"], **config)
+    wrapped = peft.get_peft_model(model, lora)
     for name, parameter in wrapped.named_parameters():
         if "lora_" in name:
             torch.nn.init.normal_(parameter, std=0.5)
@@ -41,6 +43,51 @@ def test_a_single_expert_equals_peft(tmp_path, config):
     wrapped, model = peft_folder(tmp_path / "ann", **config)
     mix(model, [read_peft(tmp_path / "ann")], gate=Sum(), site="matrix")
     torch.testing.assert_close(model(*inputs()), wrapped(*inputs()))
+
+
+# Names, paths and expressions that several layers match, or one in several ways. peft takes the
+# first that matches, and sorts them where it saves.
+PATTERNS = st.sampled_from(
+    ["q", "k", "ff.0", r"ff\.\d", "attention.q", r"blocks.1.attention.\w", "blocks.0.attention.k",
+     r".*\.2", r"blocks\.[01]\.ff.2", "^blocks.0.ff.0"]
+)  # fmt: skip
+
+
+def patterns(values):
+    return st.dictionaries(PATTERNS, values, max_size=4).map(lambda d: dict(sorted(d.items())))
+
+
+@settings(
+    deadline=None, max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(
+    config=st.fixed_dictionaries(
+        {
+            "r": st.integers(1, 6),
+            "lora_alpha": st.integers(1, 20),
+            "rank_pattern": patterns(st.integers(1, 7)),
+            "alpha_pattern": patterns(st.integers(1, 20)),
+            "use_rslora": st.booleans(),
+        }
+    )
+)
+def test_any_patterns_are_read_as_peft_reads_them(tmp_path, config):
+    torch.manual_seed(0)
+    _, model = peft_folder(tmp_path / "ann", **config)
+    loaded = peft.PeftModel.from_pretrained(deepcopy(model), tmp_path / "ann")
+    expert = read_peft(tmp_path / "ann")
+    layers = {
+        path: module for path, module in loaded.base_model.model.named_modules()
+        if isinstance(module, peft.tuners.lora.LoraLayer)
+    }  # fmt: skip
+    assert expert.layers.keys() == layers.keys()
+    for path, module in layers.items():
+        found = expert.layers[path]
+        assert (found.rank, found.scale) == (module.r["default"], module.scaling["default"])
+    mix(model.double(), [expert], gate=Sum(), site="matrix")
+    x, context = (part.double() for part in inputs())
+    expected = loaded.double()(x, context)
+    assert (model(x, context) - expected).norm() < 1e-5 * expected.norm()
 
 
 @pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)

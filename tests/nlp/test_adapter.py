@@ -6,7 +6,18 @@ from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from mole_vl import Expert, Factors, mix
-from mole_vl.gates import Hidden, MoLE, Responses
+from mole_vl.gates import (
+    Arrow,
+    Constants,
+    Free,
+    Hidden,
+    MoLE,
+    Phatgoose,
+    Responses,
+    ScaledSoftmax,
+    Sigmoid,
+    Softmax,
+)
 from mole_vl.training import Term
 from nlp.adapter import blocks, bound
 from nlp.data import EncodedRow, TextRow, collate, collate_prompts
@@ -19,7 +30,22 @@ PREVIEW = {"site": "preview", "after": 1}
 PLACED = [(site, over) for site in SITES for over in ("row", "position")] + [(PREVIEW, "row")]
 
 
-def mixed(site=SITES[2], score=None, over="row"):
+# Every kind of gate, each over what it may vary with: (site, gate).
+GATED = [(site, MoLE(over=over)) for site, over in PLACED]
+GATED += [
+    ({"site": "block"}, MoLE(score=Responses(), over=over, normaliser=normaliser))
+    for over in ("row", "position")
+    for normaliser in (Softmax(), ScaledSoftmax(total=3.0), Sigmoid())
+]
+GATED += [
+    ({"site": "block"}, MoLE(score=Free())),
+    ({"site": "matrix"}, Arrow(top_k=2)),
+    ({"site": "matrix"}, Phatgoose(top_k=2, tau=0.1)),
+    ({"site": "network"}, Constants(weights={"ann": 0.7, "bob": -0.4, "cyd": 1.0})),
+]
+
+
+def mixed(site=SITES[2], score=None, over="row", gate=None):
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=40, hidden_size=16, intermediate_size=24, num_hidden_layers=3,
@@ -39,9 +65,12 @@ def mixed(site=SITES[2], score=None, over="row"):
             if isinstance(m, nn.Linear) and path.endswith(("q_proj", "v_proj", "up_proj"))
         }
         experts.append(Expert(name, layers))
-    gate = MoLE(score=score or Hidden(), over=over)
+    gate = gate or MoLE(score=score or Hidden(), over=over)
     mixture = mix(model, experts, gate=gate, **site, blocks=blocks(model))
     randomise(mixture, size=1.0)
+    for name, directions in mixture.gates.named_buffers():
+        if name.endswith("prototypes") and isinstance(gate, Phatgoose):
+            directions.copy_(torch.randn_like(directions))
     return model, mixture
 
 
@@ -98,9 +127,9 @@ def test_a_preview_is_shown_no_column_past_the_prompts():
     assert torch.equal(shown[1], batch["input_ids"])
 
 
-@pytest.mark.parametrize(("site", "over"), PLACED, ids=str)
-def test_a_batch_equals_its_rows_one_by_one_on_either_side_of_padding(site, over):
-    model, mixture = mixed(site, over=over)
+@pytest.mark.parametrize(("site", "gate"), GATED, ids=str)
+def test_a_batch_equals_its_rows_one_by_one_on_either_side_of_padding(site, gate):
+    model, mixture = mixed(site, gate=gate)
     rows = [row(sample(i, 3 + 2 * i), [*sample(9 + i, 1 + i), 2]) for i in range(3)]
     together = collate(rows, 0)
     with torch.no_grad(), bound(mixture)(together):
@@ -128,10 +157,10 @@ def test_a_batch_equals_its_rows_one_by_one_on_either_side_of_padding(site, over
             torch.testing.assert_close(nll[labels.flatten() >= 0], expected[mask])
 
 
-@pytest.mark.parametrize(("site", "over"), PLACED, ids=str)
+@pytest.mark.parametrize(("site", "gate"), GATED, ids=str)
 @pytest.mark.parametrize("beams", [1, 3])
-def test_generation_cached_equals_uncached_and_batched_equals_single(site, over, beams):
-    model, mixture = mixed(site, over=over)
+def test_generation_cached_equals_uncached_and_batched_equals_single(site, gate, beams):
+    model, mixture = mixed(site, gate=gate)
     rows = [row(sample(i, 3 + 2 * i)) for i in range(3)]
 
     def generate(rows, cached):
