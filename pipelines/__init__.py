@@ -13,3 +13,4 @@ from pipelines.stable_diffusion import (
     MoLEStableDiffusionXLPipeline as MoLEStableDiffusionXLPipeline,
 )
 from pipelines.text_generation import MoLETextGeneration as MoLETextGeneration
+from pipelines.token_weights import TokenWeights as TokenWeights

@@ -1,7 +1,7 @@
 """A language model whose task LoRAs are mixed by gates, as a pipeline."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -15,8 +15,9 @@ from mole_vl.gates import Average, GateSpec
 from mole_vl.sites import SiteKind
 from nlp.adapter import blocks, bound
 from nlp.data import EncodedRow, Style, TextRow, Tokenizer, encode_prompt, to_device
-from nlp.forms import form_of
+from nlp.forms import Causal, form_of
 from nlp.models import Bits, load_base
+from nlp.task import answer_losses
 from pipelines.folder import (
     check_replaceable,
     drop_mixture,
@@ -25,6 +26,7 @@ from pipelines.folder import (
     save_mixture,
 )
 from pipelines.recording import Recording
+from pipelines.token_weights import TokenWeights, by_token
 from pipelines.weights import check_known
 
 PART = "model"
@@ -188,37 +190,145 @@ class MoLETextGeneration:
             ValueError: No prompt, an unknown expert, or weights for another number of prompts.
             RuntimeError: No experts are loaded.
         """
+        rows = self._rows(prompts, style)
+        with self._mixing(len(rows), strength, masked, weights):
+            said = self._said(rows, max_new_tokens=max_new_tokens, **generate)
+        return self._texts(said)
+
+    @torch.no_grad()
+    def trace(
+        self,
+        prompts: str | Sequence[str],
+        *,
+        style: Style = "plain",
+        strength: float | Tensor = 1.0,
+        masked: Sequence[str] = (),
+        weights: TextWeights | None = None,
+        max_new_tokens: int = 64,
+        **generate: Any,
+    ) -> list[TokenWeights]:
+        """Answer prompts, and tell the weights by site, token and expert.
+
+        Each answer is read once more when it is there, in one forward: so the weights are those of
+        the tokens that were kept, whatever beams or sampling tried.
+
+        Args:
+            prompts: As for a call, and so are the others.
+            style: As for a call.
+            strength: As for a call.
+            masked: As for a call.
+            weights: As for a call.
+            max_new_tokens: As for a call.
+            generate: As for a call.
+
+        Returns:
+            The answers in the order of a call's, each with its tokens and their weights.
+
+        Raises:
+            ValueError: What a call refuses; an encoder-decoder, whose two halves read different
+                tokens: `mixture.record()` lists what its gates say.
+            RuntimeError: No experts are loaded.
+        """
+        if not isinstance(form_of(self.model), Causal):
+            raise ValueError(
+                "trace: an encoder and a decoder read different tokens, expected a causal model; "
+                "mixture.record() lists what their gates say"
+            )
+        rows = self._rows(prompts, style)
+        with self._mixing(len(rows), strength, masked, weights):
+            said = self._said(rows, max_new_tokens=max_new_tokens, **generate)
+            copies = len(said) // len(rows)
+            answered = [
+                EncodedRow(rows[place // copies].prompt, self._kept(ids, generate), row)
+                for place, ids in enumerate(said.tolist())
+                for row in [rows[place // copies].row]
+            ]
+            return self._traced(answered, self._texts(said))
+
+    def _rows(self, prompts: str | Sequence[str], style: Style) -> list[EncodedRow]:
         texts = [prompts] if isinstance(prompts, str) else list(prompts)
         if not texts or not all(isinstance(text, str) and text for text in texts):
             raise ValueError(f"prompts: {prompts!r}, expected some text, or several texts")
-        mixture, form = self.mixture, form_of(self.model)
-        rows = [
+        return [
             EncodedRow(encode_prompt(text, self.tokenizer, style), (), TextRow(text, "", ""))
             for text in texts
         ]
-        batch = to_device(form.prompts(rows, self.tokenizer.pad_token_id), self.model.device)
+
+    def _mixing(
+        self,
+        rows: int,
+        strength: float | Tensor,
+        masked: Sequence[str],
+        weights: TextWeights | None,
+    ) -> ExitStack:
+        mixture = self.mixture
         contexts = [mixture.scaled(strength)]
         contexts += [mixture.masked(masked)] if masked else []
-        contexts += (
-            [mixture.pinned(self._given(weights, len(texts)))] if weights is not None else []
-        )
-        with together(contexts), bound(mixture)(batch):
-            model: Any = self.model
+        contexts += [mixture.pinned(self._given(weights, rows))] if weights is not None else []
+        return together(contexts)
+
+    def _said(self, rows: Sequence[EncodedRow], **generate: Any) -> Tensor:
+        """The ids of the answers, ended by padding."""
+        model: Any = self.model
+        form = form_of(model)
+        pad = self.tokenizer.pad_token_id
+        batch = to_device(form.prompts(rows, pad), model.device)
+        with bound(self.mixture)(batch):
             ids = model.generate(
                 input_ids=batch["input_ids"],
                 attention_mask=batch["attention_mask"],
-                max_new_tokens=max_new_tokens,
-                pad_token_id=self.tokenizer.pad_token_id,
+                pad_token_id=pad,
                 **generate,
             )
-        said = self.tokenizer.batch_decode(form.said(ids, batch), skip_special_tokens=True)
-        return [text.strip() for text in said]
+        return form.said(ids, batch)
+
+    def _texts(self, said: Tensor) -> list[str]:
+        return [t.strip() for t in self.tokenizer.batch_decode(said, skip_special_tokens=True)]
+
+    def _kept(self, ids: Sequence[int], generate: Mapping[str, Any]) -> tuple[int, ...]:
+        """The ids of an answer with its end token, without the padding that follows."""
+        model: Any = self.model
+        end = generate.get("eos_token_id", model.generation_config.eos_token_id)
+        ends = {end} if isinstance(end, int) else set(end or ())
+        for place, token in enumerate(ids):
+            if token in ends:
+                return tuple(ids[: place + 1])
+        # What else ends an answer, such as a stop string, leaves no token of its own.
+        kept = list(ids)
+        while kept and kept[-1] == self.tokenizer.pad_token_id:
+            kept.pop()
+        return tuple(kept)
+
+    def _traced(self, rows: Sequence[EncodedRow], texts: Sequence[str]) -> list[TokenWeights]:
+        """The weights where each token is read, in one forward of the whole rows."""
+        mixture = self.mixture
+        batch = to_device(
+            form_of(self.model).rows(rows, self.tokenizer.pad_token_id), self.model.device
+        )
+        with mixture.record() as records, bound(mixture)(batch):
+            answer_losses(self.model, batch)
+        found = by_token(records, len(mixture.names), *batch["input_ids"].shape)
+        traced = []
+        for row, text, weights in zip(rows, texts, found, strict=True):
+            ids = [*row.prompt, *row.answer]
+            tokens = self.tokenizer.batch_decode([[i] for i in ids], skip_special_tokens=False)
+            traced.append(
+                TokenWeights(
+                    text=text,
+                    tokens=tuple(tokens),
+                    prompt=len(row.prompt),
+                    sites=tuple(record.site for record in records),
+                    experts=mixture.names,
+                    weights=weights[:, : len(ids)],
+                )
+            )
+        return traced
 
     @contextmanager
     def record(self) -> Iterator[Recording]:
         """A context that records the weights of all that is said inside, by site and forward.
 
-        A gate over positions has a weight for each token: `mixture.record()` lists them all.
+        `trace` tells them by token.
         """
         mixture = self.mixture
         with mixture.record() as records:
