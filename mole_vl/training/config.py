@@ -1,10 +1,12 @@
 """How `fit` trains."""
 
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
+from accelerate.tracking import get_available_trackers
 from accelerate.utils import LoggerType
 
 from mole_vl.faults import at_least, between, one_of, refuse
@@ -35,6 +37,9 @@ class FitConfig:
         save_every: Steps between checkpoints.
         log_every: Steps between lines of the log.
         trackers: Trackers of accelerate by name, such as tensorboard or wandb.
+        project: The project that trackers file the run under.
+        tracking: What else a tracker is started with, by the tracker's name: for wandb, the
+            arguments of `wandb.init`.
         progress: Whether a progress bar is shown.
     """
 
@@ -53,6 +58,8 @@ class FitConfig:
     save_every: int = 100
     log_every: int = 10
     trackers: tuple[str, ...] = ()
+    project: str = "mole-vl"
+    tracking: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     progress: bool = True
 
     def __post_init__(self) -> None:
@@ -75,7 +82,12 @@ class FitConfig:
                 at_least("seed", self.seed, 0),
                 at_least("save_every", self.save_every, 1),
                 at_least("log_every", self.log_every, 1),
-                *(one_of("trackers", name, _TRACKERS) for name in self.trackers),
+                *(_tracker_fault(name) for name in self.trackers),
+                *(
+                    f"tracking is told of {name!r}, which is none of the trackers"
+                    for name in self.tracking
+                    if name not in self.trackers
+                ),
             ],
         )
 
@@ -106,3 +118,11 @@ class FitConfig:
         if self.schedule != "constant":
             names.append("steps")
         return {name: getattr(self, name) for name in names}
+
+
+def _tracker_fault(name: str) -> str | None:
+    """The fault of a tracker that is unknown, or that accelerate would pass over; or None."""
+    here = [LoggerType.ALL, *get_available_trackers()]
+    if name not in _TRACKERS or LoggerType(name) in here:
+        return one_of("trackers", name, _TRACKERS)
+    return f"trackers is {name!r}, whose package is not installed: pip install {name}"

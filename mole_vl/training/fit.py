@@ -240,7 +240,11 @@ class _Run:
                 name: v if isinstance(v, int | float) else str(v)
                 for name, v in self.settings.items()
             }
-            self.accelerator.init_trackers("mole-vl", config=known)
+            self.accelerator.init_trackers(
+                self.config.project,
+                config=known,
+                init_kwargs={name: dict(given) for name, given in self.config.tracking.items()},
+            )
 
     def finish(self) -> None:
         """Close the trackers; the parameters take their averages."""

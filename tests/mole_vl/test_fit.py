@@ -11,10 +11,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from accelerate.utils import LoggerType
 from safetensors.torch import load_file
 from torch import nn
 
-from mole_vl.training import FitConfig, Stop, Term, fit, read_snapshot
+from mole_vl.training import FitConfig, Stop, Term, config as settings_of_fit, fit, read_snapshot
 from mole_vl.training.optimizers import make_optimizers
 from tests.mole_vl.toy_task import ToyTask
 
@@ -265,6 +266,21 @@ def test_trackers_take_any_settings(tmp_path):
     run = config(tmp_path, steps=2, trackers=("tensorboard",))
     fit(ToyTask(), run, {"gate": {"kind": "MoLE"}, "names": ["ann", "bob"]})
     assert list((tmp_path / "mole-vl").rglob("events.out*"))
+
+
+def test_a_tracker_is_started_as_it_is_told(tmp_path):
+    given = {"tensorboard": {"filename_suffix": ".mine"}}
+    run = config(tmp_path, steps=1, trackers=("tensorboard",), project="shelf", tracking=given)
+    fit(ToyTask(), run)
+    assert list((tmp_path / "shelf").rglob("events.out*.mine"))
+
+
+def test_a_tracker_that_is_not_there_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(settings_of_fit, "get_available_trackers", lambda: [LoggerType.TENSORBOARD])
+    with pytest.raises(ValueError, match=r"'wandb', whose package is not installed: pip install w"):
+        config(tmp_path, trackers=("wandb",))
+    with pytest.raises(ValueError, match=r"tracking is told of 'wandb', which is none of"):
+        config(tmp_path, trackers=("tensorboard",), tracking={"wandb": {"name": "a"}})
 
 
 def test_settings_beyond_the_loop_must_agree_too(tmp_path):
