@@ -1,0 +1,104 @@
+"""What the few-shot preset's choices are worth, on development tasks alone.
+
+    python benchmarks/fewshot_ablation.py            # all; --part K/N for one of N processes
+    python benchmarks/fewshot_ablation.py --quick    # one task, few rows, for a look
+
+Four tasks of the shelf asked as the held-out ones are, each without its own expert: 16 examples,
+two draws, 100 rows asked. The unit is the task and draw; differences to the preset are paired.
+"""
+
+import argparse
+from dataclasses import asdict, replace
+from functools import partial
+from typing import Any
+
+import numpy as np
+from fewshot_bench import ROWS, Bench, Gates, lesson_of, share
+
+from mole_vl.gates import Free, Hidden, MoLE, ScaledSoftmax
+from mole_vl.specs import to_data
+from nlp.world.tasks import DEVELOPMENT
+from results import FOLDER, ROOT, measured, write_results
+from units import Units
+
+SHOTS, DRAWS, ASKED = 16, 2, 100
+FREE, HIDDEN = MoLE(score=Free()), MoLE(score=Hidden())
+PRESET = Gates(HIDDEN, "block", lr=5e-3)
+VARIANTS: dict[str, Gates] = {
+    "hidden, block": PRESET,
+    "hidden, block, lr 2e-2": replace(PRESET, lr=2e-2),
+    "hidden, layer": replace(PRESET, site="layer"),
+    "hidden, network, preview 24": replace(PRESET, site="preview", after=24),
+    "hidden, block, total 2": replace(PRESET, gate=MoLE(normaliser=ScaledSoftmax(total=2.0))),
+    "hidden, block, by token": replace(PRESET, gate=MoLE(over="position")),
+    "free, network": Gates(FREE, "network", lr=1e-1),
+    "free, block": Gates(FREE, "block", lr=1e-1),
+    "free, block, lr 3e-1": Gates(FREE, "block", lr=3e-1),
+    "free, block, total 2": Gates(
+        MoLE(score=Free(), normaliser=ScaledSoftmax(total=2.0)), "block", lr=1e-1
+    ),
+    "free, layer": Gates(FREE, "layer", lr=1e-1),
+    "free, matrix": Gates(FREE, "matrix", lr=1e-1),
+}
+
+
+def settings() -> dict[str, Any]:
+    """How every unit is made."""
+    return {
+        "shots": SHOTS,
+        "asked": ASKED,
+        "rows a step": ROWS,
+        "variants": {
+            name: asdict(replace(how, gate=None)) | {"gate": to_data(how.gate)}  # pyright: ignore[reportArgumentType]
+            for name, how in VARIANTS.items()
+        },
+    }
+
+
+def main() -> None:
+    """Run the ablation."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--part", default="1/1", help="the Kth of N processes' cells, as K/N")
+    parser.add_argument("--quick", action="store_true", help="one task, few rows, for a look")
+    options = parser.parse_args()
+    part, parts = map(int, options.part.split("/"))
+    out = ROOT / "out/benchmarks/fewshot_ablation" / ("quick" if options.quick else "full")
+    results = out if options.quick else FOLDER
+    units = Units(out / "units", results / "fewshot_ablation_units.json", settings())
+    tasks = [s.name for s in DEVELOPMENT][: 1 if options.quick else None]
+    draws = range(1 if options.quick else DRAWS)
+    cells = [(v, task, draw) for task in tasks for draw in draws for v in VARIANTS]
+    bench = Bench(out)
+    found: dict[str, dict[tuple[str, int], dict[str, Any]]] = {}
+    for variant, task, draw in cells[part - 1 :: parts]:
+        lesson = lesson_of(task, SHOTS, draw, 10 if options.quick else ASKED)
+        key = f"{variant}, {task}, {draw}"
+        one = units.get(key, partial(VARIANTS[variant], bench, lesson))
+        units.gather()
+        found.setdefault(variant, {})[task, draw] = one
+        print(f"{key}: {share(one):.3f}, {np.mean(one['told']):.3f}", flush=True)
+    if parts > 1:
+        return
+    rows = []
+    measures = {
+        "exact match": share,
+        "log-likelihood per answer token": lambda one: float(np.mean(one["told"])),
+    }
+    for measure, value in measures.items():
+        by_arm = {v: [value(one) for one in cells.values()] for v, cells in found.items()}
+        rows += [measured(measure, arm, values) for arm, values in by_arm.items()]
+        first = next(iter(by_arm))
+        rows += [
+            measured(measure, f"{arm} - {first}", list(np.subtract(values, by_arm[first])))
+            for arm, values in by_arm.items()
+            if arm != first
+        ]
+    rows += [
+        measured("seconds of training", arm, [one["seconds"] for one in cells.values()])
+        for arm, cells in found.items()
+    ]
+    write_results("fewshot_ablation", rows, settings=settings(), seeds=list(draws), folder=results)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,163 @@
+"""One base, the shelf's experts, tasks of few examples: what every arm of `fewshot.py` is given."""
+
+import random
+import shutil
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mole_vl import Expert, Mixture, mix, read_peft
+from mole_vl.domain import gate_parameters
+from mole_vl.gates import GateSpec
+from mole_vl.sites import SiteKind
+from mole_vl.training import FitConfig, fit
+from nlp.adapter import blocks, bound
+from nlp.around import Around, alone
+from nlp.data import EncodedRow, TextRow, read_rows
+from nlp.evaluate import exact_match, log_likelihood
+from nlp.forms import form_of
+from nlp.models import load_base
+from nlp.task import LanguageTask
+from nlp.world.tasks import DEVELOPMENT, SHELF
+from results import ROOT
+
+WORLD = ROOT / "worlds/text"
+OWN = frozenset(source.name for source in DEVELOPMENT)
+"""Development tasks, whose own expert is left out."""
+ROWS = 16
+"""Examples of a step."""
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """Some examples of a task, and the rows that are asked afterwards."""
+
+    task: str
+    few: Sequence[TextRow]
+    asked: Sequence[TextRow]
+
+
+def lesson_of(task: str, shots: int, draw: int, asked: int | None = None) -> Lesson:
+    """Draw examples of a task; few ones are the first of many."""
+    folder = WORLD / "data/few"
+    pool = read_rows(folder / f"{task}_few.jsonl")
+    drawn = random.Random(f"{task} {draw}").sample(pool, len(pool))[:shots]
+    return Lesson(task, drawn, read_rows(folder / f"{task}_test.jsonl")[:asked])
+
+
+class Bench:
+    """The base with what is asked of it.
+
+    Args:
+        out: Folder for runs in progress.
+    """
+
+    def __init__(self, out: Path) -> None:
+        self.out = out
+        self.model, self.tokenizer = load_base()
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.model.to(self.device)  # pyright: ignore[reportArgumentType] (decorated by transformers)
+        self._experts = {s.name: read_peft(WORLD / "experts" / s.name) for s in SHELF}
+
+    def experts(self, task: str) -> list[Expert]:
+        """The shelf, without the expert of a development task itself."""
+        return [
+            expert for name, expert in self._experts.items() if not (name in OWN and name == task)
+        ]
+
+    def encoded(self, rows: Sequence[TextRow]) -> list[EncodedRow]:
+        """Rows as the model reads them."""
+        return form_of(self.model).encode_rows(rows, self.tokenizer)
+
+    def judge(
+        self, rows: Sequence[TextRow], *, model: Any = None, around: Around = alone
+    ) -> dict[str, Any]:
+        """Exact match (a 0 or 1 for each row) and log-likelihood per answer token of each row."""
+        asked, model = self.encoded(rows), model or self.model
+        with torch.no_grad():
+            hits = exact_match(model, self.tokenizer, asked, batch_rows=50, around=around)
+            told = log_likelihood(model, self.tokenizer, asked, batch_rows=50, around=around)
+        return {"hits": [int(hit) for hit in hits], "told": [round(value, 4) for value in told]}
+
+    def mixed(
+        self, task: str, gate: GateSpec, site: SiteKind = "network", after: int = 0
+    ) -> Mixture:
+        """The base mixed with the shelf; `unmix` it when done."""
+        return mix(
+            self.model,
+            self.experts(task),
+            gate=gate,
+            site=site,
+            after=after,
+            blocks=blocks(self.model),
+        )
+
+    def language(self, mixture: Mixture, rows: Sequence[TextRow]) -> LanguageTask:
+        """The task of teaching the gates some rows."""
+        return LanguageTask(
+            self.model,
+            self.encoded(rows),
+            pad=self.tokenizer.pad_token_id,
+            parameters=gate_parameters({"model": mixture}),
+            around=bound(mixture),
+        )
+
+
+Arm = Callable[[Bench, Lesson], dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Gates:
+    """An arm whose gates learn from the examples: their kind, and how they are trained."""
+
+    gate: GateSpec
+    site: SiteKind
+    lr: float
+    after: int = 0
+    steps: int = 40
+
+    def __call__(self, bench: Bench, lesson: Lesson) -> dict[str, Any]:
+        """Train on the examples, then ask."""
+        mixture = bench.mixed(lesson.task, self.gate, self.site, self.after)
+        run = bench.out / f"run {time.time_ns()}"
+        config = FitConfig(
+            output=run,
+            steps=self.steps,
+            rows=ROWS,
+            lr=self.lr,
+            save_every=self.steps,
+            log_every=self.steps,
+            progress=False,
+        )
+        start, busy = time.perf_counter(), time.process_time()
+        fit(bench.language(mixture, lesson.few), config)
+        spent = {"seconds": time.perf_counter() - start, "cpu": time.process_time() - busy}
+        found = bench.judge(lesson.asked, around=bound(mixture)) | spent
+        mixture.unmix()
+        shutil.rmtree(run)
+        return found
+
+
+def asked_within(
+    context: Callable[[Mixture], AbstractContextManager[object]], gate: GateSpec
+) -> Arm:
+    """An arm that learns nothing: a mixture within a context."""
+
+    def arm(bench: Bench, lesson: Lesson) -> dict[str, Any]:
+        mixture = bench.mixed(lesson.task, gate)
+        with context(mixture):
+            found = bench.judge(lesson.asked, around=bound(mixture))
+        mixture.unmix()
+        return found
+
+    return arm
+
+
+def share(found: Mapping[str, Any]) -> float:
+    """Exact match of one cell."""
+    return sum(found["hits"]) / len(found["hits"])
