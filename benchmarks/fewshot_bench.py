@@ -4,7 +4,6 @@ import random
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -143,15 +142,12 @@ class Gates:
         return found
 
 
-def asked_within(
-    context: Callable[[Mixture], AbstractContextManager[object]], gate: GateSpec
-) -> Arm:
-    """An arm that learns nothing: a mixture within a context."""
+def asked_within(gate: GateSpec, site: SiteKind = "network") -> Arm:
+    """An arm whose gates learn nothing."""
 
     def arm(bench: Bench, lesson: Lesson) -> dict[str, Any]:
-        mixture = bench.mixed(lesson.task, gate)
-        with context(mixture):
-            found = bench.judge(lesson.asked, around=bound(mixture))
+        mixture = bench.mixed(lesson.task, gate, site)
+        found = bench.judge(lesson.asked, around=bound(mixture))
         mixture.unmix()
         return found
 

@@ -15,6 +15,7 @@ first six of the list that pass are the benchmark's, but for `third`, whose deve
 """
 
 import argparse
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -172,6 +173,11 @@ def admitted(found: dict[str, Any]) -> bool:
         return found["expert"] - max(found["base"].values()) >= OF_EXPERT
     base = max(found["base"][way] for way in ("plain", "chat"))
     return found["full"] - base >= OF_FULL and found["constants"] - base >= OF_CONSTANTS
+
+
+def held_out() -> list[str]:
+    """The held-out tasks that were admitted, as the committed results say."""
+    return json.loads((FOLDER / "text_admission.json").read_text())["settings"]["held-out tasks"]
 
 
 def main() -> None:

@@ -1,0 +1,215 @@
+"""A new task from a few examples, by mixing a shelf of sixteen experts: all ways side by side.
+
+    python benchmarks/fewshot.py --split dev            # the development tasks
+    python benchmarks/fewshot.py --split test           # the held-out tasks
+    python benchmarks/fewshot.py --split dev --quick    # one task, few rows, for a look
+
+16 and 64 examples, three draws of each; every way answers the same rows, greedily. A way that
+learns nothing is asked once. The unit is the task and draw, its rows averaged; differences are
+paired. Cells that were measured are kept, and a run goes on where it stopped; `--part K/N` shares
+them among processes.
+
+Ways: the base; the base with the examples before the prompt; sum; NLA; the expert that likes the
+examples best; Arrow (top 4); LoRAHub's search with its own settings, exact on Delta-W; X-LoRA in
+one pass, whose gate reads each token's state behind a third of the blocks, with equal weights
+below; a LoRA trained on the examples alone; gates, as `fewshot_ablation.py` chose them.
+"""
+
+import argparse
+import shutil
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import numpy as np
+from fewshot_ablation import PRESET
+from fewshot_bench import OWN, ROWS, Arm, Bench, Gates, Lesson, asked_within, lesson_of, share
+from peft import PeftModel
+from text_admission import ALL_LINEAR, held_out
+
+from mole_vl.gates import Arrow, Average, LoRAHub, MoLE, Sum
+from mole_vl.specs import to_data
+from mole_vl.training import FitConfig
+from mole_vl.training.search import SearchConfig, search
+from nlp.adapter import bound
+from nlp.evaluate import log_likelihood
+from nlp.train_experts import ExpertConfig, ExpertsConfig, train_expert
+from results import FOLDER, ROOT, Measurement, measured, write_results
+from units import Units
+
+SHOTS, DRAWS = (16, 64), 3
+ASKED = {"dev": 100, "test": None}
+GATES = "gates"
+
+
+def examples_first(bench: Bench, lesson: Lesson) -> dict[str, Any]:
+    """The base, shown the examples with their answers before each prompt: 16 of them at most."""
+    solved = "".join(f"{row.prompt} {row.answer}\n" for row in lesson.few[:ROWS])
+    return bench.judge([replace(row, prompt=solved + row.prompt) for row in lesson.asked])
+
+
+def best_expert(bench: Bench, lesson: Lesson) -> dict[str, Any]:
+    """The one expert under which the examples' answers are most likely."""
+    mixture = bench.mixed(lesson.task, Average())
+    few, liked = bench.encoded(lesson.few), {}
+    for name in mixture.names:
+        with mixture.pinned({name: 1.0}):
+            told = log_likelihood(bench.model, bench.tokenizer, few, around=bound(mixture))
+        liked[name] = sum(told)
+    best = max(liked, key=lambda name: liked[name])
+    with mixture.pinned({best: 1.0}):
+        found = bench.judge(lesson.asked, around=bound(mixture))
+    mixture.unmix()
+    return found | {"expert": best}
+
+
+def lorahub(bench: Bench, lesson: Lesson) -> dict[str, Any]:
+    """Constants by LoRAHub's search: 40 trials, on all examples."""
+    mixture = bench.mixed(lesson.task, LoRAHub())
+    run = bench.out / f"search {time.time_ns()}"
+    config = SearchConfig(output=run, rows=len(lesson.few), progress=False)
+    start = time.perf_counter()
+    search(bench.language(mixture, lesson.few), {"model": mixture}, config)
+    seconds = time.perf_counter() - start
+    found = bench.judge(lesson.asked, around=bound(mixture)) | {"seconds": seconds}
+    mixture.unmix()
+    shutil.rmtree(run)
+    return found
+
+
+def own_lora(bench: Bench, lesson: Lesson) -> dict[str, Any]:
+    """A LoRA (rank 8, all linear layers) trained on the examples, with no expert."""
+    run = bench.out / f"lora {time.time_ns()}"
+    expert = ExpertConfig(name="own", data=run, rank=8, alpha=16, targets=ALL_LINEAR)
+    config = ExpertsConfig(
+        experts=(expert,),
+        held_out=run,
+        fit=FitConfig(
+            output=run / "runs", steps=PRESET.steps, rows=ROWS, lr=1e-3, warmup=5, progress=False
+        ),
+        output=run / "experts",
+    )
+    start = time.perf_counter()
+    pad = bench.tokenizer.pad_token_id
+    train_expert(bench.model, bench.encoded(lesson.few), expert, config, pad)
+    seconds = time.perf_counter() - start
+    adapted = PeftModel.from_pretrained(bench.model, config.output / "own")
+    found = bench.judge(lesson.asked, model=adapted) | {"seconds": seconds}
+    adapted.unload()
+    shutil.rmtree(run)
+    return found
+
+
+def untouched(bench: Bench, lesson: Lesson) -> dict[str, Any]:
+    """The base."""
+    return bench.judge(lesson.asked)
+
+
+FIXED: Mapping[str, Arm] = {
+    "base": untouched,
+    "sum": asked_within(Sum()),
+    "NLA": asked_within(Average()),
+    "Arrow": asked_within(Arrow(top_k=4), "matrix"),
+}
+LEARNED: Mapping[str, Arm] = {
+    "base, examples in the prompt": examples_first,
+    "best expert": best_expert,
+    "LoRAHub": lorahub,
+    "X-LoRA in one pass": Gates(MoLE(over="position"), "network", lr=5e-3, after=10),
+    "LoRA of the examples": own_lora,
+    GATES: PRESET,
+}
+
+
+def cells(split: str, quick: bool) -> list[tuple[str, str, int, int]]:
+    """Way, task, examples, draw; those that learn nothing are asked once, as of no examples."""
+    tasks = sorted(OWN) if split == "dev" else held_out()
+    found = []
+    for task in tasks[: 1 if quick else None]:
+        found += [(arm, task, 0, 0) for arm in FIXED]
+        found += [
+            (arm, task, shots, draw)
+            for shots in SHOTS[: 1 if quick else None]
+            for draw in range(1 if quick else DRAWS)
+            for arm in LEARNED
+        ]
+    return found
+
+
+def summary(found: Mapping[tuple[str, str, int, int], Mapping[str, Any]]) -> list[Measurement]:
+    """Exact match and log-likelihood by way, and what the gates gain over each."""
+    measures = {
+        "exact match": share,
+        "log-likelihood per answer token": lambda one: float(np.mean(one["told"])),
+    }
+    rows = []
+    for shots in sorted({shots for _, _, shots, _ in found if shots}):
+        units = sorted({(t, draw) for _, t, s, draw in found if s == shots})
+        for measure, value in measures.items():
+            by_arm = {
+                arm: [value(found.get((arm, t, shots, d)) or found[arm, t, 0, 0]) for t, d in units]
+                for arm in (*FIXED, *LEARNED)
+            }
+            name = f"{measure}, {shots} examples"
+            rows += [measured(name, arm, values) for arm, values in by_arm.items()]
+            rows += [
+                measured(name, f"{GATES} - {arm}", list(np.subtract(by_arm[GATES], values)))
+                for arm, values in by_arm.items()
+                if arm != GATES
+            ]
+            for task in sorted({task for task, _ in units}):
+                rows += [
+                    measured(
+                        f"{name}, {task}",
+                        arm,
+                        [v for v, (own, _) in zip(values, units, strict=True) if own == task],
+                    )
+                    for arm, values in by_arm.items()
+                ]
+        for arm in LEARNED:
+            mine = [one for (a, _, s, _), one in found.items() if (a, s) == (arm, shots)]
+            spent = [one["seconds"] for one in mine if "seconds" in one]
+            if spent:
+                rows.append(measured(f"seconds of training, {shots} examples", arm, spent))
+    return rows
+
+
+def main() -> None:
+    """Run the benchmark."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--split", choices=tuple(ASKED), default="dev")
+    parser.add_argument("--part", default="1/1", help="the Kth of N processes' cells, as K/N")
+    parser.add_argument("--quick", action="store_true", help="one task, few rows, for a look")
+    options = parser.parse_args()
+    part, parts = map(int, options.part.split("/"))
+    asked = 10 if options.quick else ASKED[options.split]
+    settings = {
+        "split": options.split,
+        "asked": asked,
+        "rows a step": ROWS,
+        "gates": {"gate": to_data(PRESET.gate), "site": PRESET.site, "after": PRESET.after}
+        | {"lr": PRESET.lr, "steps": PRESET.steps},
+    }
+    name = f"fewshot_{options.split}"
+    out = ROOT / "out/benchmarks" / name / ("quick" if options.quick else "full")
+    results = out if options.quick else FOLDER
+    units = Units(out / "units", results / f"{name}_units.json", settings)
+    bench, ways = Bench(out), {**FIXED, **LEARNED}
+    found = {}
+    for cell in cells(options.split, options.quick)[part - 1 :: parts]:
+        arm, task, shots, draw = cell
+        lesson = lesson_of(task, shots, draw, asked)
+        key = f"{arm}, {task}, {shots}, {draw}"
+        found[cell] = units.get(key, partial(ways[arm], bench, lesson))
+        units.gather()
+        print(f"{key}: {share(found[cell]):.3f}", flush=True)
+    if parts > 1:
+        return
+    seeds: Sequence[int] = range(DRAWS)
+    write_results(name, summary(found), settings=settings, seeds=seeds, folder=results)
+
+
+if __name__ == "__main__":
+    main()
