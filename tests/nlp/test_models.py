@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from nlp.models import BUILT_IN, load_base
-from tests.nlp.toys import tiny_folder
+from tests.nlp.toys import tiny_folder, tiny_tokenizer
 
 
 def test_a_folder_gives_a_frozen_model_and_a_left_padding_tokenizer(tmp_path):
@@ -52,3 +52,22 @@ def test_what_cannot_be_loaded_is_one_sentence(tmp_path):
         with pytest.raises(FileNotFoundError, match=f"'{name}', which was not loaded: ") as refused:
             load_base(name)
         assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("kind", ["llama", "LlamaForCausalLM", "AutoModelForCausalLM", None])
+def test_a_model_is_of_the_kind_that_is_said(tmp_path, kind):
+    tiny_folder(tmp_path)
+    load_base(str(tmp_path), kind=kind)
+    with pytest.raises(ValueError, match=r"a llama or LlamaForCausalLM or .*, expected mistral$"):
+        load_base(str(tmp_path), kind="mistral")
+
+
+def test_another_tokenizer_may_serve_a_model(tmp_path):
+    tiny_folder(tmp_path / "base")
+    other = tiny_tokenizer()
+    other.add_tokens(["[more]"])
+    other.save_pretrained(tmp_path / "other")
+    _, tokenizer = load_base(str(tmp_path / "base"), tokenizer=str(tmp_path / "other"))
+    assert "[more]" in tokenizer.get_vocab()
+    with pytest.raises(FileNotFoundError, match=r"^tokenizer is 'gone', expected a folder"):
+        load_base(str(tmp_path / "base"), tokenizer="gone")

@@ -207,3 +207,23 @@ def test_an_encoder_decoder_is_taught_too(config, tmp_path):
     before = model(input_ids=ids, decoder_input_ids=ids).logits
     mix(model, [learned], gate=Sum(), site="matrix")
     assert (model(input_ids=ids, decoder_input_ids=ids).logits - before).abs().max() > 1e-5
+
+
+def test_dropout_is_at_work_in_training_and_drops_the_same_again(config, tmp_path):
+    dropping = tuple(replace(one, dropout=0.5) for one in config.experts)
+    dropped = replace(
+        config, experts=dropping, output=tmp_path / "dropped",
+        fit=replace(config.fit, output=tmp_path / "dropped-runs"),
+    )  # fmt: skip
+    main(config)
+    main(dropped)
+    plain, found = factors(config, "plural"), factors(dropped, "plural")
+    assert any(not torch.equal(value, found[key]) for key, value in plain.items())
+    again = replace(
+        dropped, output=tmp_path / "again", fit=replace(dropped.fit, output=tmp_path / "again-runs")
+    )
+    main(again)
+    for key, value in factors(again, "plural").items():
+        assert torch.equal(value, found[key])
+    with pytest.raises(ValueError, match=r"dropout is 1\.5, expected 0 to 1"):
+        replace(config.experts[0], dropout=1.5)
