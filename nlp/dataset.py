@@ -34,7 +34,7 @@ class DatasetRows:
 
     Args:
         dataset: A file (.csv, .tsv, .json, .jsonl, .parquet), a folder of such files, or a Hub id.
-        subset: Name of one of a Hub dataset's configurations.
+        subset: Name of one of a Hub dataset's configurations; a file has none.
         split: The split, or a slice of it, such as `train[:16]`; a file is the split `train`.
         prompt: Template of what a model is shown.
         answer: Template of what it is to say.
@@ -158,6 +158,8 @@ def _load(source: DatasetRows) -> Dataset:
     if builder and not path.is_dir():
         if not path.is_file():
             raise FileNotFoundError("there is no such file")
+        if source.subset is not None:
+            raise ValueError(f"a file has no subset {source.subset!r}")
         if not path.stat().st_size:
             raise ValueError("the file is empty")
         # Patterns are looked for otherwise.

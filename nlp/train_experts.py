@@ -16,8 +16,9 @@ from accelerate import PartialState
 from accelerate.utils import set_seed
 from jsonargparse import auto_cli
 from peft import LoraConfig, PeftModel, get_peft_model
+from torch import nn
 
-from mole_vl import Expert, trained_expert, write_peft
+from mole_vl import trained_expert, write_peft
 from mole_vl.faults import as_messages, at_least, between, plain_word, refuse
 from mole_vl.targets import check_targets
 from mole_vl.training import FitConfig, Watch, fit
@@ -156,7 +157,7 @@ def train_expert(
     base: str,
     output: Path,
     lesson: Mapping[str, object],
-    watch: Callable[[Callable[[], Expert]], Watch] | None = None,
+    watch: Callable[[nn.Module, Callable[[Path], None]], Watch | None] | None = None,
 ) -> None:
     """Train one LoRA on `model`, write its folder, and leave `model` as it was.
 
@@ -169,7 +170,8 @@ def train_expert(
         base: The base's name, for the folder.
         output: Where the folder `lora.name` is written.
         lesson: What decides the weights beside the loop's own settings.
-        watch: Makes a watch of the loop, given what says the expert as it is trained by now.
+        watch: Makes a watch of the loop, or None, given the model in training, and what writes the
+            expert as it is by now into a folder.
     """
     set_seed(run.seed)
     # Of the model, the new parts alone are in train mode: their dropout is the only one at work.
@@ -184,14 +186,15 @@ def train_expert(
         ),
     )
 
-    def expert() -> Expert:
-        return trained_expert(adapted.get_base_model(), lora.name, base)
+    def write(folder: Path) -> None:
+        expert = trained_expert(adapted.get_base_model(), lora.name, base)
+        write_peft(expert, folder, dtype=torch.float16)
 
     trained = {name: p for name, p in adapted.named_parameters() if p.requires_grad}
     task = LanguageTask(adapted, rows, pad=pad, parameters=trained)
-    fit(task, run, lesson, watch(expert) if watch else None)
+    fit(task, run, lesson, watch(adapted, write) if watch else None)
     if PartialState().is_main_process:
-        write_peft(expert(), output / lora.name, dtype=torch.float16)
+        write(output / lora.name)
     PartialState().wait_for_everyone()
     adapted.unload()
 

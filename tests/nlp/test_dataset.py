@@ -180,6 +180,13 @@ def test_what_is_not_there_is_one_sentence(name):
         rows_of("train", DatasetRows(dataset=name))
 
 
+def test_a_file_has_no_subset(tmp_path):
+    as_csv(tmp_path / "rows.csv")
+    source = DatasetRows(dataset=str(tmp_path / "rows.csv"), subset="german", **TEMPLATES)
+    with pytest.raises(ValueError, match=r"was not loaded: a file has no subset 'german'$"):
+        rows_of("train", source)
+
+
 def test_the_faults_of_a_template_are_reported_together():
     with pytest.raises(ValueError) as refused:
         DatasetRows(dataset="", prompt="Say it:", answer="{", task="{}", labels={"kind": []})

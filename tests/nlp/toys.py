@@ -4,7 +4,13 @@ from pathlib import Path
 
 import torch
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import (
+    BertConfig,
+    BertModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerFast,
+)
 
 from nlp.data import TextRow
 
@@ -55,3 +61,20 @@ ROWS = [
     TextRow("7 in French:", "sept", "french"),
     TextRow("One ox, two", "oxen", "plural"),
 ]
+
+
+def tiny_encoder(folder: Path) -> Path:
+    """An encoder and its tokenizer as a transformers folder."""
+    config = BertConfig(
+        vocab_size=len(LETTERS) + 1,
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        max_position_embeddings=64,
+        pad_token_id=0,
+    )
+    torch.manual_seed(0)
+    BertModel(config).save_pretrained(folder)
+    tiny_tokenizer().save_pretrained(folder)
+    return folder

