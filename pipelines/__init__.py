@@ -7,6 +7,7 @@ from pipelines.recipe import (
     save_picture as save_picture,
 )
 from pipelines.recording import Recording as Recording, WeightMap as WeightMap
+from pipelines.routed_text import Routed as Routed, RoutedText as RoutedText
 from pipelines.schedules import Step as Step
 from pipelines.stable_diffusion import (
     MoLEStableDiffusionPipeline as MoLEStableDiffusionPipeline,

@@ -6,7 +6,7 @@ import json
 import pytest
 import torch
 from torch import nn
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import LlamaForCausalLM
 
 from mole_vl import mix, read_peft
 from mole_vl.gates import Average, MoLE
@@ -19,7 +19,7 @@ from nlp.train_experts import ExpertConfig, ExpertsConfig, main as train_experts
 from pipelines import MoLETextGeneration
 from tests.nlp.families import experts_on
 from tests.nlp.test_adapter import row, sample
-from tests.nlp.toys import ROWS, tiny_tokenizer
+from tests.nlp.toys import ROWS, quantisable_folder
 from tests.toys import randomise
 
 BITS = ("8bit", "4bit")
@@ -27,21 +27,7 @@ BITS = ("8bit", "4bit")
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """A model whose layers are as wide as a block of weights that share one scale."""
-    path = tmp_path_factory.mktemp("base")
-    config = LlamaConfig(
-        vocab_size=80, hidden_size=64, intermediate_size=128, num_hidden_layers=2,
-        num_attention_heads=4, num_key_value_heads=2, bos_token_id=0, eos_token_id=0,
-        pad_token_id=0,
-    )  # fmt: skip
-    torch.manual_seed(0)
-    model = LlamaForCausalLM(config)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.mul_(3.0 if parameter.dim() > 1 else 1.0)
-    model.save_pretrained(path)
-    tiny_tokenizer().save_pretrained(path)
-    return str(path)
+    return str(quantisable_folder(tmp_path_factory.mktemp("base")))
 
 
 def batch():

@@ -48,6 +48,23 @@ def tiny_model(layers: int = 2) -> LlamaForCausalLM:
     return LlamaForCausalLM(config).requires_grad_(False).eval()
 
 
+def quantisable_folder(folder: Path) -> Path:
+    """A model whose layers are as wide as a block of weights that share one scale."""
+    config = LlamaConfig(
+        vocab_size=80, hidden_size=64, intermediate_size=128, num_hidden_layers=2,
+        num_attention_heads=4, num_key_value_heads=2, bos_token_id=0, eos_token_id=0,
+        pad_token_id=0,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    model = LlamaForCausalLM(config)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(3.0 if parameter.dim() > 1 else 1.0)
+    model.save_pretrained(folder)
+    tiny_tokenizer().save_pretrained(folder)
+    return folder
+
+
 def tiny_folder(folder: Path) -> Path:
     """Model and tokenizer as a transformers folder."""
     tiny_model().save_pretrained(folder)
