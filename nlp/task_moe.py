@@ -59,11 +59,15 @@ def train(config: TaskMoEConfig) -> dict[Kind, Judged]:
     rows = read_rows(config)
     learned = [one for task in rows.values() for one in labelled(task.learned)]
     held_out = [one for task in rows.values() for one in labelled(task.held_out)]
-    for kind in config.kinds:
-        _check_classifier(config, kind, learned)
+    standing = [kind for kind in config.kinds if _stands(config, kind, learned)]
+    # No process may write what another one is still to look for.
+    PartialState().wait_for_everyone()
     _train_experts(config, rows)
+    for kind in config.kinds:
+        if kind not in standing:
+            _train_classifier(config, kind, learned)
     scores: dict[Kind, Judged] = {
-        kind: judge(_classifier(config, kind, learned), held_out) for kind in config.kinds
+        kind: judge(load_classifier(config.output / kind, kind), held_out) for kind in config.kinds
     }
     if PartialState().is_main_process:
         with new_file(config.output / SCORES) as partial:
@@ -109,7 +113,7 @@ def loop(config: TaskMoEConfig, name: str, *, steps: int) -> FitConfig:
     """The training loop of an expert."""
     pieces = config.gradient_accumulation_steps * PartialState().num_processes
     return FitConfig(
-        output=config.output / "runs" / name,
+        output=config.output / "runs/experts" / name,
         steps=steps,
         rows=config.micro_batch_size * pieces,
         micro_rows=config.micro_batch_size,
@@ -238,12 +242,12 @@ def _lesson(config: TaskMoEConfig, kind: Kind, learned: Sequence[Labelled]) -> d
     return {"tasks": list(config.tasks), "encoder": _encoder(config, kind), "data": data}
 
 
-def _check_classifier(config: TaskMoEConfig, kind: Kind, learned: Sequence[Labelled]) -> None:
-    """Find the faults of a classifier that stands, or is to be trained, before any work."""
+def _stands(config: TaskMoEConfig, kind: Kind, learned: Sequence[Labelled]) -> bool:
+    """Whether a classifier is trained already; its faults, and its encoder's, show here."""
     folder, lesson = config.output / kind, _lesson(config, kind, learned)
     if not folder.exists():
         encoder_source(f"{kind}_model", lesson["encoder"])
-        return
+        return False
     header = read_header(folder, kind)
     odd = [name for name, value in lesson.items() if header.get(name) != value]
     if odd:
@@ -252,22 +256,20 @@ def _check_classifier(config: TaskMoEConfig, kind: Kind, learned: Sequence[Label
             f"({', '.join(header['tasks'])}; {header['encoder']}): remove it, or take another "
             "output"
         )
+    return True
 
 
-def _classifier(config: TaskMoEConfig, kind: Kind, learned: Sequence[Labelled]) -> Classifier:
-    """A classifier, trained and written if it does not stand."""
-    folder, lesson = config.output / kind, _lesson(config, kind, learned)
-    if folder.exists():
-        return load_classifier(folder, kind)
+def _train_classifier(config: TaskMoEConfig, kind: Kind, learned: Sequence[Labelled]) -> None:
+    """Train a classifier and write its folder."""
+    lesson = _lesson(config, kind, learned)
     if kind == "bert":
         found = BertClassifier.fresh(lesson["tasks"], lesson["encoder"], seed=config.seed)
         _train_bert(config, found, learned, lesson)
     else:
         found = train_embedding(Embedder(lesson["encoder"]), learned, lesson["tasks"])
     if PartialState().is_main_process:
-        found.save(folder, data=lesson["data"])
+        found.save(config.output / kind, data=lesson["data"])
     PartialState().wait_for_everyone()
-    return found
 
 
 def _train_bert(
@@ -278,7 +280,7 @@ def _train_bert(
 ) -> None:
     rows = config.bert_batch_size
     run = FitConfig(
-        output=config.output / "runs" / "classifier",
+        output=config.output / "runs/classifier",
         steps=config.bert_steps or math.ceil(config.bert_epochs * len(learned) / rows),
         rows=rows,
         lr=config.bert_learning_rate,

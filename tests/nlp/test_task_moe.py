@@ -140,7 +140,9 @@ def test_one_expert_is_what_the_settings_say(read, tmp_path):
     logs = {
         name: [
             json.loads(line)
-            for line in (tmp_path / f"out/runs/{name}/metrics.jsonl").read_text().splitlines()
+            for line in (tmp_path / f"out/runs/experts/{name}/metrics.jsonl")
+            .read_text()
+            .splitlines()
         ]
         for name in LETTERS
     }
