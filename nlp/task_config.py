@@ -8,7 +8,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import MISSING, dataclass, fields
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import yaml
 from jsonargparse import ArgumentError, ArgumentParser
@@ -292,37 +292,54 @@ def read_config(file: Path) -> TaskMoEConfig:
     tasks = given.get("tasks") or {}
     if not isinstance(tasks, dict):
         raise ValueError(f"{file}: tasks is {tasks!r}, expected tasks by name")
-    odd = [f"tasks.{name} is {one!r}, expected keys with values" for name, one in tasks.items()
-           if not isinstance(one, dict)]  # fmt: skip
-    outer = _faults_of_keys(given, TaskMoEConfig, "")
-    inner = [
-        fault
-        for name, one in tasks.items()
-        if isinstance(one, dict)
-        for fault in _faults_of_keys(one, TaskConfig, f"tasks.{name}.")
-    ]
-    refuse(str(file), [*outer, *odd, *inner])
-    kept = {name: value for name, value in given.items() if value is not None}
-    kept["tasks"] = {
-        str(name): {key: value for key, value in one.items() if value is not None}
-        for name, one in tasks.items()
-    }
-    parser = ArgumentParser(exit_on_error=False)
-    parser.add_class_arguments(TaskMoEConfig, "settings")
+    outer, faults = _values({**given, "tasks": None}, TaskMoEConfig, "")
+    inner: dict[str, TaskConfig] = {}
+    if not tasks:
+        faults.append("tasks has no value")
+    for name, one in tasks.items():
+        if not isinstance(one, dict):
+            faults.append(f"tasks.{name} is {one!r}, expected keys with values")
+            continue
+        values, odd = _values(one, TaskConfig, f"tasks.{name}.")
+        faults += odd
+        if not odd:
+            inner[str(name)] = TaskConfig(**values)
+    refuse(str(file), faults)
     try:
-        return parser.instantiate(parser.parse_object({"settings": kept})).settings
-    except (ArgumentError, TypeError, ValueError) as error:
-        said = " ".join(str(error).split()).replace("settings.", "")
-        raise ValueError(f"{file}: {said}") from error
+        return TaskMoEConfig(**outer, tasks=inner)
+    except ValueError as error:
+        raise ValueError(f"{file}: {error}") from error
 
 
-def _faults_of_keys(given: Mapping[Any, Any], kind: type, where: str) -> list[str]:
-    """Keys that a settings class does not know, and those that it cannot do without."""
-    known = [field.name for field in fields(kind)]
-    faults = []
-    for key in given:
-        if key not in known:
-            near = get_close_matches(str(key), known, n=1, cutoff=0.0)
+def _values(given: Mapping[Any, Any], kind: type, where: str) -> tuple[dict[str, Any], list[str]]:
+    """What is given for the fields of a settings class, as these are typed, and all faults."""
+    hints = get_type_hints(kind)
+    parser = ArgumentParser(exit_on_error=False)
+    for name, hint in hints.items():
+        parser.add_argument(f"--{name}", type=hint)
+    values, faults = {}, []
+    for key, value in given.items():
+        if key not in hints:
+            near = get_close_matches(str(key), hints, n=1, cutoff=0.0)
             faults.append(f"unknown key {where}{key}; the nearest known one is {near[0]}")
+        elif value is not None:
+            try:
+                values[key] = parser.parse_object({key: value}, defaults=False)[key]
+            except (ArgumentError, TypeError, ValueError):
+                faults.append(f"{where}{key} is {value!r}, expected {_said(hints[key])}")
     needed = [field.name for field in fields(kind) if field.default is MISSING]
-    return [*faults, *(f"{where}{key} has no value" for key in needed if not given.get(key))]
+    absent = [key for key in needed if given.get(key) is None and key != "tasks"]
+    return values, [*faults, *(f"{where}{key} has no value" for key in absent)]
+
+
+def _said(hint: Any) -> str:
+    """A type in words."""
+    if get_origin(hint) is Literal:
+        return " or ".join(map(repr, get_args(hint)))
+    if isinstance(hint, type) and not get_args(hint):
+        return {"str": "text", "Path": "a path", "bool": "true or false"}.get(
+            hint.__name__, f"a number ({hint.__name__})"
+        )
+    if get_origin(hint) is tuple:
+        return "a list of names"
+    return " or ".join(_said(one) for one in get_args(hint) if one is not type(None))

@@ -113,9 +113,9 @@ def test_unknown_keys_are_named_with_the_nearest_known_ones(read):
     expected = (
         r"unknown key tokenizer_model; the nearest known one is tokenise_model; "
         r"unknown key lora_rank; the nearest known one is lora_\w+; "
-        r"tasks.b is None, expected keys with values; "
         r"unknown key tasks.a.dataset_nam; the nearest known one is dataset_name; "
         r"tasks.a.dataset_name has no value; "
+        r"tasks.b is None, expected keys with values; "
         r"unknown key tasks.c.prompt_format; the nearest known one is prompt_formate$"
     )
     with pytest.raises(ValueError, match=expected):
@@ -153,9 +153,20 @@ def test_all_values_that_are_out_of_range_are_reported_together(read):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"learning_rate": "high"}, "learning_rate.*Expected a .*float"),
-        ({"adapter": "dora"}, "adapter.*'lora', 'qlora'"),
-        ({"lr_scheduler": "step"}, "lr_scheduler.*'cosine', 'linear', 'constant'"),
+        (
+            {"learning_rate": "high", "lora_r": 2.5, "bert_classifier": "perhaps"},
+            r"bert_classifier is 'perhaps', expected true or false; "
+            r"lora_r is 2\.5, expected a number \(int\); "
+            r"learning_rate is 'high', expected a number \(float\)$",
+        ),
+        ({"adapter": "dora"}, "adapter is 'dora', expected 'lora' or 'qlora'$"),
+        ({"classifier": "berta"}, "classifier is 'berta', expected 'bert' or 'embedding'$"),
+        ({"lr_scheduler": "step"}, "is 'step', expected 'cosine' or 'linear' or 'constant'$"),
+        ({"lora_target_modules": "q_proj"}, "is 'q_proj', expected a list of names$"),
+        (
+            {"tasks": {"a": {"dataset_name": "x", "steps": "few"}}},
+            r"tasks\.a\.steps is 'few', expected a number \(int\)$",
+        ),
         ({"tasks": ["a", "b"]}, r"tasks is \['a', 'b'\], expected tasks by name"),
     ],
 )
