@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from accelerate import PartialState
 from torch import Tensor, nn
 from transformers import AutoModelForSequenceClassification
 
@@ -64,7 +65,7 @@ class BertClassifier:
         """Of each task for each text, (rows, tasks)."""
 
         def read(batch: Sequence[str]) -> Tensor:
-            shown = {k: v.to(self.model.device) for k, v in self.reader(batch).items()}
+            shown = self.reader(batch, self.model.device)
             return self.model(**shown).logits.float().softmax(-1).cpu()
 
         return in_batches(texts, 64, read)
@@ -78,7 +79,7 @@ class BertClassifier:
 
     @classmethod
     def load(cls, folder: Path) -> "BertClassifier":
-        """The classifier that `save` wrote.
+        """The classifier that `save` wrote, on the process's accelerator, if there is one.
 
         Raises:
             FileNotFoundError: There is none.
@@ -87,6 +88,7 @@ class BertClassifier:
         header = read_header(folder, "bert")
         with found("classifier", str(folder)):
             model = AutoModelForSequenceClassification.from_pretrained(folder, dtype=torch.float32)
+            model.to(PartialState().device)
             return cls(model, Reader(folder, model.config), header["tasks"], header["encoder"])
 
 
@@ -116,9 +118,8 @@ class ClassifierTask:
     def batch(self, rows: Sequence[Row]) -> tuple[Mapping[str, Tensor], Tensor]:
         """The epoch's next texts, with their labels."""
         places = [row.pick(len(self._texts)) for row in rows]
-        shown = self._classifier.reader([self._texts[place] for place in places])
-        labels = self._labels[places].to(self._device)
-        return {name: value.to(self._device) for name, value in shown.items()}, labels
+        shown = self._classifier.reader([self._texts[place] for place in places], self._device)
+        return shown, self._labels[places].to(self._device)
 
     def units(self, batch: tuple[Mapping[str, Tensor], Tensor]) -> int:
         """Rows."""

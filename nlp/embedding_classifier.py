@@ -1,13 +1,15 @@
 """A linear head over sentence embeddings that says which task a text belongs to."""
 
 from collections.abc import Sequence
+from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
+from accelerate import PartialState
 from safetensors.torch import load_file, save_file
-from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 from transformers import AutoModel
 
@@ -17,6 +19,7 @@ from nlp.encoders import BUILT_IN_ENCODER, Reader, encoder_source, in_batches
 from nlp.models import found
 
 _HEAD = "head.safetensors"
+_FITTING = "sklearn"
 # The inverse of the head's L2 penalty. Embeddings of norm 1 are close to each other: scikit-learn's
 # own 1.0 would leave all tasks nearly as probable as one another.
 _C = 100.0
@@ -25,7 +28,8 @@ _C = 100.0
 class Embedder:
     """Sentence embeddings: an encoder's last states, mean over real tokens, L2-normalised.
 
-    That is what sentence-transformers makes of all-MiniLM-L6-v2 (Reimers and Gurevych 2019).
+    That is what sentence-transformers makes of all-MiniLM-L6-v2 (Reimers and Gurevych 2019). The
+    encoder runs on the process's accelerator, if there is one; embeddings are on the CPU.
 
     Args:
         encoder: A Hub id, a folder, or all-minilm-l6-v2 (by pip).
@@ -39,6 +43,7 @@ class Embedder:
         source = encoder_source("embedding_model", encoder)
         with found("embedding_model", encoder):
             self._model: Any = AutoModel.from_pretrained(source, dtype=torch.float32).eval()
+            self._model.to(PartialState().device)
             self._reader = Reader(source, self._model.config)
         self.width: int = self._model.config.hidden_size
 
@@ -47,10 +52,10 @@ class Embedder:
         """Embeddings (rows, width) of norm 1, in fp32."""
 
         def read(batch: Sequence[str]) -> Tensor:
-            shown = self._reader(batch)
+            shown = self._reader(batch, self._model.device)
             states = self._model(**shown).last_hidden_state
             real = shown["attention_mask"].unsqueeze(-1)
-            return F.normalize((states * real).sum(1) / real.sum(1), dim=-1)
+            return F.normalize((states * real).sum(1) / real.sum(1), dim=-1).cpu()
 
         return in_batches(texts, 64, read)
 
@@ -102,6 +107,15 @@ class EmbeddingClassifier:
         return cls(embed, head["weight"], head["bias"], header["tasks"])
 
 
+def check_fitting() -> None:
+    """Raise ValueError unless the package that fits heads is installed."""
+    if find_spec(_FITTING) is None:
+        raise ValueError(
+            "embedding_classifier needs the package scikit-learn to be trained: "
+            "pip install 'mole-vl[classifier]'"
+        )
+
+
 def train_embedding(
     embed: Embedder, examples: Sequence[Labelled], tasks: Sequence[str]
 ) -> EmbeddingClassifier:
@@ -113,11 +127,14 @@ def train_embedding(
         tasks: The tasks.
 
     Raises:
-        ValueError: A label that is no task, or a task without examples.
+        ValueError: A label that is no task, a task without examples, or no scikit-learn.
     """
+    check_fitting()
     labels = labels_of(examples, tasks)
     vectors = embed([example.text for example in examples])
-    fitted = LogisticRegression(C=_C, max_iter=1000).fit(vectors.numpy(), labels.numpy())
+    # An extra that answering does without: it comes in for those who train.
+    linear = import_module(f"{_FITTING}.linear_model")
+    fitted = linear.LogisticRegression(C=_C, max_iter=1000).fit(vectors.numpy(), labels.numpy())
     weight, bias = torch.tensor(fitted.coef_), torch.tensor(fitted.intercept_)
     if len(tasks) == 2:
         # scikit-learn gives the log-odds of the second task alone.

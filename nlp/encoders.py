@@ -57,9 +57,9 @@ class Reader:
         offset = config.pad_token_id + 1 if "roberta" in config.model_type else 0
         self._longest = min(512, getattr(config, "max_position_embeddings", 512) - offset)
 
-    def __call__(self, texts: Sequence[str]) -> Mapping[str, Tensor]:
+    def __call__(self, texts: Sequence[str], device: torch.device) -> Mapping[str, Tensor]:
         """Ids and mask (rows, T), padded on the right, as the encoder's arguments."""
-        return self._tokenizer(
+        read: Any = self._tokenizer(
             list(texts),
             padding=True,
             padding_side="right",
@@ -67,6 +67,7 @@ class Reader:
             max_length=self._longest,
             return_tensors="pt",
         )
+        return read.to(device)
 
     def save(self, folder: Path) -> None:
         """Write the tokenizer beside its encoder."""

@@ -24,7 +24,7 @@ from mole_vl.training import FitConfig, Watch
 from nlp.bert_classifier import BertClassifier, train_bert
 from nlp.classifier import Classifier, Judged, Kind, Labelled, judge, read_header
 from nlp.data import Tokenizer, digest_rows
-from nlp.embedding_classifier import Embedder, EmbeddingClassifier, train_embedding
+from nlp.embedding_classifier import Embedder, EmbeddingClassifier, check_fitting, train_embedding
 from nlp.encoders import encoder_source
 from nlp.forms import form_of
 from nlp.models import load_base
@@ -247,6 +247,8 @@ def _stands(config: TaskMoEConfig, kind: Kind, learned: Sequence[Labelled]) -> b
     folder, lesson = config.output / kind, _lesson(config, kind, learned)
     if not folder.exists():
         encoder_source(f"{kind}_model", lesson["encoder"])
+        if kind == "embedding":
+            check_fitting()
         return False
     header = read_header(folder, kind)
     odd = [name for name, value in lesson.items() if header.get(name) != value]
