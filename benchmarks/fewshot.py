@@ -35,7 +35,8 @@ from mole_vl.training import FitConfig
 from mole_vl.training.search import SearchConfig, search
 from nlp.adapter import bound
 from nlp.evaluate import log_likelihood
-from nlp.train_experts import ExpertConfig, ExpertsConfig, train_expert
+from nlp.models import BUILT_IN
+from nlp.train_experts import LoRA, train_expert
 from results import FOLDER, ROOT, Measurement, measured, write_results
 from units import Units
 
@@ -81,24 +82,26 @@ def lorahub(bench: Bench, lesson: Lesson) -> dict[str, Any]:
 
 def own_lora(bench: Bench, lesson: Lesson) -> dict[str, Any]:
     """A LoRA (rank 8, all linear layers) trained on the examples, with no expert."""
-    run = bench.out / f"lora {time.time_ns()}"
-    expert = ExpertConfig(name="own", data=run, rank=8, alpha=16, targets=ALL_LINEAR)
-    config = ExpertsConfig(
-        experts=(expert,),
-        held_out=run,
-        fit=FitConfig(
-            output=run / "runs", steps=PRESET.steps, rows=ROWS, lr=1e-3, warmup=5, progress=False
-        ),
-        output=run / "experts",
+    folder = bench.out / f"lora {time.time_ns()}"
+    run = FitConfig(
+        output=folder / "run", steps=PRESET.steps, rows=ROWS, lr=1e-3, warmup=5, progress=False
     )
     start = time.perf_counter()
-    pad = bench.tokenizer.pad_token_id
-    train_expert(bench.model, bench.encoded(lesson.few), expert, config, pad)
+    train_expert(
+        bench.model,
+        bench.encoded(lesson.few),
+        LoRA(name="own", rank=8, alpha=16, targets=ALL_LINEAR),
+        run,
+        pad=bench.tokenizer.pad_token_id,
+        base=BUILT_IN,
+        output=folder,
+        lesson={},
+    )
     seconds = time.perf_counter() - start
-    adapted = PeftModel.from_pretrained(bench.model, config.output / "own")
+    adapted = PeftModel.from_pretrained(bench.model, folder / "own")
     found = bench.judge(lesson.asked, model=adapted) | {"seconds": seconds}
     adapted.unload()
-    shutil.rmtree(run)
+    shutil.rmtree(folder)
     return found
 
 
