@@ -4,7 +4,8 @@
     python benchmarks/fewshot_ablation.py --quick    # one task, few rows, for a look
 
 Four tasks of the shelf asked as the held-out ones are, each without its own expert: 16 examples,
-two draws, 100 rows asked. The unit is the task and draw; differences to the preset are paired.
+two draws, 100 rows asked. The unit is the task and draw; differences to the first are paired. Of the
+committed cells 84 were made on an H100, the others on a CPU, all in bf16.
 """
 
 import argparse
@@ -93,10 +94,6 @@ def main() -> None:
             for arm, values in by_arm.items()
             if arm != first
         ]
-    rows += [
-        measured("seconds of training", arm, [one["seconds"] for one in cells.values()])
-        for arm, cells in found.items()
-    ]
     write_results("fewshot_ablation", rows, settings=settings(), seeds=list(draws), folder=results)
 
 
