@@ -8,7 +8,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, get_args
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from mole_vl.build import mix
 from mole_vl.calls import Calls
 from mole_vl.experts import Expert, check_names
+from mole_vl.faults import instance_of, one_of, refuse
 from mole_vl.features import Features
 from mole_vl.files import new_file
 from mole_vl.gates import GateSpec
@@ -90,22 +91,24 @@ def read_gates(path: str | Path) -> GateFile:
         raise ValueError(f"{path}: the gates' tensor {broken[0]} holds NaN or infinite values")
     if header is None:
         raise ValueError(f"{path} is no gate file: its header has no 'mole_vl' entry")
-    data: dict[str, Any] = json.loads(header)
-    if data.get("format") != FORMAT:
-        raise ValueError(f"{path}: format is {data.get('format')!r}, expected {FORMAT!r}")
+    data = _header(path, header)
     try:
-        return GateFile(
+        found = GateFile(
             source=str(path),
             names=tuple(entry["name"] for entry in data["experts"]),
             digests=tuple(entry["sha256"] for entry in data["experts"]),
             site=data["site"],
             after=data["after"],
-            spec=cast(GateSpec, from_data(data["gate"])),
+            spec=from_data(data["gate"]),
             tensors=tensors,
             features=data.get("features"),
         )
     except (KeyError, TypeError) as error:
         raise ValueError(f"{path}: the header of the gates lacks or garbles {error}") from error
+    except ValueError as error:
+        raise ValueError(f"{path}: the header's gate is no specification: {error}") from error
+    refuse(str(path), _header_faults(found))
+    return found
 
 
 def mix_from(
@@ -199,6 +202,28 @@ def load_gates(mixture: Mixture, found: GateFile) -> None:
             f"{found.source} does not fit this model's sites: {'; '.join(faults[:3])}{more}"
         )
     mixture.gates.load_state_dict(dict(found.tensors))
+
+
+def _header(path: Path, header: str) -> dict[str, Any]:
+    try:
+        data = json.loads(header)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path}: the header of the gates is damaged: {error}") from error
+    found = data.get("format") if isinstance(data, dict) else data
+    if found != FORMAT:
+        raise ValueError(f"{path}: format is {found!r}, expected {FORMAT!r}")
+    return data
+
+
+def _header_faults(found: GateFile) -> list[str | None]:
+    words = all(isinstance(name, str) for name in found.names)
+    return [
+        None if words else f"the experts are called {list(found.names)}, expected words",
+        one_of("site", found.site, get_args(SiteKind)),
+        instance_of("after", found.after, int),
+        instance_of("gate", found.spec, GateSpec),
+        None if found.features is None else instance_of("features", found.features, str),
+    ]
 
 
 def _check_features(found: GateFile, given: Features | None) -> None:

@@ -1,3 +1,5 @@
+import json
+
 import pytest
 import torch
 from safetensors import safe_open
@@ -91,6 +93,33 @@ def test_damaged_and_missing_gate_files_are_one_clear_error(tmp_path):
         with pytest.raises(ValueError, match="damaged or no safetensors"):
             read_gates(path)
     assert [p.name for p in tmp_path.iterdir()] == ["gates.safetensors"]
+
+
+@pytest.mark.parametrize(
+    ("changed", "words"),
+    [
+        ("{not json", "header of the gates is damaged"),
+        ("[1, 2]", r"format is \[1, 2\], expected 'mole-vl gates 1'"),
+        ({"experts": "ann"}, "lacks or garbles"),
+        ({"experts": [{"name": ["ann"], "sha256": None}]}, r"called \[\['ann'\]\], expected words"),
+        (
+            {"site": "nowhere", "after": "2", "features": 3},
+            r"site is 'nowhere', .*; after is a str, expected a int; features is a int",
+        ),
+        ({"gate": {"name": "Sum"}}, "gate is a dict, expected a GateSpec"),
+        ({"gate": {"kind": "Nonsense"}}, "no specification: unknown kind 'Nonsense'"),
+    ],
+)
+def test_a_garbled_header_is_told_when_the_file_is_read(tmp_path, changed, words):
+    path = tmp_path / "gates.safetensors"
+    model = Toy()
+    save_gates(mix(model, three(model), gate=MoLE(), blocks=BLOCKS), path)
+    if isinstance(changed, dict):
+        with safe_open(path, framework="pt") as file:
+            changed = json.dumps(json.loads(file.metadata()["mole_vl"]) | changed)
+    save_file(load_file(path), path, metadata={"mole_vl": changed})
+    with pytest.raises(ValueError, match=rf"gates\.safetensors: .*{words}"):
+        read_gates(path)
 
 
 def test_gates_that_are_no_numbers_are_refused(tmp_path):
