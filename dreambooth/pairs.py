@@ -5,6 +5,7 @@ never saw.
 """
 
 import json
+from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -30,6 +31,9 @@ from mole_vl.sites import SiteKind
 from mole_vl.training import Task
 
 T = TypeVar("T")
+
+# The report names a file by each caption; file systems take 255 bytes.
+_LONGEST = 250
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,9 +94,9 @@ class Pairs(Domain):
         checkpointing: bool = False,
     ) -> None:
         slots = [tuple(pair.experts) for pair in pairs]
-        named = {Path(folder).name for pair in pairs for folder in pair.experts.values()}
-        lacking = sorted(named - set(pictures))
-        unsaid = [] if words is None else sorted(named - set(words))
+        named = _named(pairs)
+        lacking = sorted(named.keys() - pictures.keys())
+        unsaid = [] if words is None else sorted(named.keys() - words.keys())
         refuse(
             "Pairs",
             [
@@ -102,6 +106,13 @@ class Pairs(Domain):
                     f"{', '.join(slots[0])} as the first pair has, in its order"
                     for pair, own in zip(pairs, slots, strict=True)
                     if own != slots[0]
+                ),
+                *_caption_faults([pair.caption for pair in pairs]),
+                *(
+                    f"{name} stands for {' and '.join(map(str, folders))}, expected one LoRA of "
+                    "a name: rename a folder"
+                    for name, folders in named.items()
+                    if len({folder.resolve() for folder in folders}) > 1
                 ),
                 f"pictures has no folder for {', '.join(lacking)}" if lacking else None,
                 f"words does not say what {', '.join(unsaid)} shows" if unsaid else None,
@@ -210,6 +221,31 @@ class Pairs(Domain):
             with arm():
                 found[name] = part.draw(part.drawn)
         return found
+
+
+def _named(pairs: Sequence[Pair]) -> dict[str, list[Path]]:
+    """The folders of each LoRA's name."""
+    found: dict[str, list[Path]] = {}
+    for folder in dict.fromkeys(Path(folder) for p in pairs for folder in p.experts.values()):
+        found.setdefault(folder.name, []).append(folder)
+    return found
+
+
+def _caption_faults(captions: Sequence[str]) -> list[str]:
+    """Captions that the report could not tell apart, or name a picture by."""
+    return [
+        *(
+            f"{n} pairs have the caption {caption!r}, expected each its own"
+            for caption, n in Counter(captions).items()
+            if n > 1
+        ),
+        *(
+            f"the caption {caption!r} cannot name the report's picture: expected words without "
+            f"slashes, of at most {_LONGEST} bytes"
+            for caption in captions
+            if not caption.strip() or "/" in caption or len(caption.encode()) > _LONGEST
+        ),
+    ]
 
 
 def _of(pair: Pair, given: Mapping[str, T]) -> dict[str, T]:

@@ -143,9 +143,11 @@ def mix_from(
     by_name = {expert.name: expert for expert in experts}
     missing = [name for name in found.names if name not in by_name]
     if missing:
+        slots = None in found.digests
         raise ValueError(
             f"{path} gates the experts {', '.join(found.names)}; missing: {', '.join(missing)} "
             f"(given: {', '.join(by_name)})"
+            + ("; they are slots: any expert may take a slot's name" if slots else "")
         )
     strange = [name for name in by_name if name not in found.names]
     if strange:

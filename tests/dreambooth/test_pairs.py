@@ -107,3 +107,30 @@ def test_mistakes_are_named(tmp_path, given):
                       two.experts["subject"]], strict=True))})  # fmt: skip
     with pytest.raises(ValueError, match=r"slots: .*ink stands more than once"):
         Pairs(pairs=[one, swapped], **given).mix(MoLE(), "block")
+
+
+def test_pairs_that_would_be_taken_for_another_are_refused(tmp_path, given):
+    one, two = pairs(tmp_path)
+    other = Pair(**{**vars(two), "experts": {**two.experts, "subject": tmp_path / "loras1/owl"}})
+    with pytest.raises(ValueError, match=r"owl stands for .*loras0/owl and .*loras1/owl, expected"):
+        Pairs(pairs=[one, other], **given)
+    again = Pair(**{**vars(two), "caption": one.caption})
+    with pytest.raises(ValueError, match="2 pairs have the caption 'a owl in ink style'"):
+        Pairs(pairs=[one, again], **given)
+    for caption in (" ", "a fox/owl", "a fox " * 50):
+        unnamed = Pair(**{**vars(two), "caption": caption})
+        with pytest.raises(ValueError, match=f"caption '{caption}' cannot name the report's"):
+            Pairs(pairs=[one, unnamed], **given)
+
+
+def test_gates_over_slots_say_that_loras_take_their_names(tmp_path, given):
+    domain = Pairs(pairs=pairs(tmp_path), **given)
+    save_gates(domain.mix(MoLE(), "block")["unet"], tmp_path / "gates.safetensors")
+    base = Base.load(given["base"])
+    with pytest.raises(ValueError, match=r"missing: subject, style .*slots: any expert may take"):
+        mix_from(
+            base.unet,
+            domain.parts[0].experts,
+            tmp_path / "gates.safetensors",
+            blocks=blocks(base.unet),
+        )
