@@ -233,7 +233,8 @@ class Actions:
     def bring_gates(self, file: str, request: gr.Request) -> str:
         """An uploaded gate file."""
         try:
-            names = take_gates(self.session(request), uploaded(Path(file), self.limit))
+            session, brought = self.session(request), uploaded(Path(file), self.limit)
+            names = take_gates(self.studio, session, self.shelf, brought)
         finally:
             Path(file).unlink(missing_ok=True)
         return said(f"These gates serve {' + '.join(names)} from now on.")

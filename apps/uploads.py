@@ -2,7 +2,7 @@
 
 import re
 import shutil
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 from huggingface_hub import snapshot_download
@@ -74,27 +74,62 @@ def find_lora(place: str) -> Path:
     place = place.strip()
     if not place:
         raise ValueError("the place of the LoRA is empty: expected a Hub id, a folder or a file")
-    if Path(place).expanduser().exists():
-        return Path(place).expanduser()
+    if (path := _on_disk(place)) is not None:
+        return path
     if not _HUB_ID.fullmatch(place) or ".." in place:
-        raise FileNotFoundError(f"{place} is neither a folder, a file, nor the form of a Hub id")
+        raise FileNotFoundError(
+            f"{place[:100]} is neither a folder, a file, nor the form of a Hub id"
+        )
     owner, repository, *inner = place.split("/")
-    folder = Path(snapshot_download(f"{owner}/{repository}", allow_patterns=_LORAS))
+    try:
+        folder = Path(snapshot_download(f"{owner}/{repository}", allow_patterns=_LORAS))
+    except OSError as error:
+        raise FileNotFoundError(
+            f"{owner}/{repository} is no folder here, and the Hub gave none: {error}"
+        ) from error
     return folder.joinpath(*inner) if inner else _only_lora(folder, place)
 
 
-def take_gates(session: Session, file: Path) -> tuple[str, ...]:
+def take_gates(
+    studio: Studio, session: Session, shelf: Mapping[str, Lora], file: Path
+) -> tuple[str, ...]:
     """Keep an uploaded gate file of a UNet for the LoRAs that it names; returns their names.
 
+    Args:
+        studio: Whose base and LoRAs it must fit.
+        session: Whose it is.
+        shelf: The LoRAs that are there for everybody.
+        file: The gate file.
+
     Raises:
-        ValueError: No gate file.
+        ValueError: No gate file, one for LoRAs that are not on the page, or one that does not fit.
     """
-    found = read_gates(file)
+    names = read_gates(file).names
+    lacking = [name for name in names if name not in session.loras and name not in shelf]
+    if lacking:
+        raise ValueError(
+            f"these gates weigh {', '.join(names)}, and there is no LoRA {', '.join(lacking)} on "
+            "this page: bring it first, in a file of that name"
+        )
     target = session.new_path("gates")
-    with new_folder(target) as partial:
-        (partial / "unet.safetensors").write_bytes(file.read_bytes())
-    session.keep_gates(frozenset(found.names), target)
-    return found.names
+    try:
+        with new_folder(target) as partial:
+            (partial / "unet.safetensors").write_bytes(file.read_bytes())
+        with studio.holding(session.chosen(list(names), shelf), target):
+            session.keep_gates(frozenset(names), target)
+    except BaseException:
+        shutil.rmtree(target.parent, ignore_errors=True)
+        raise
+    return names
+
+
+def _on_disk(place: str) -> Path | None:
+    try:
+        path = Path(place).expanduser()
+        return path if path.exists() else None
+    except (OSError, RuntimeError):
+        # A name that is too long, or the home of nobody: neither is there.
+        return None
 
 
 def _only_lora(folder: Path, place: str) -> Path:

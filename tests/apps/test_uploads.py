@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 
 from apps import uploads
 from apps.uploads import find_lora, take_gates, take_lora, uploaded
@@ -73,6 +75,18 @@ def test_a_place_is_a_path_or_a_hub_id(page, tmp_path, monkeypatch):
         find_lora("ann/mugs")
     with pytest.raises(FileNotFoundError, match="neither a folder, a file, nor the form of a Hub"):
         find_lora("ann/../../etc")
+    for nowhere in ("~nobody-of-this-name/lora", "a" * 5000):
+        with pytest.raises(FileNotFoundError, match="neither a folder, a file, nor the form"):
+            find_lora(nowhere)
+
+    def unreachable(repository, allow_patterns):
+        raise ConnectionError("no route")
+
+    monkeypatch.setattr(uploads, "snapshot_download", unreachable)
+    with pytest.raises(
+        FileNotFoundError, match=r"ann/cups is no folder here, .*gave none: no route"
+    ):
+        find_lora("ann/cups")
     with pytest.raises(ValueError, match="place of the LoRA is empty"):
         find_lora("  ")
 
@@ -80,11 +94,36 @@ def test_a_place_is_a_path_or_a_hub_id(page, tmp_path, monkeypatch):
 def test_a_gate_file_serves_the_loras_that_it_names(page, tmp_path):
     with page.studio.holding(page.loras) as pipe:
         save_gates(pipe.mixtures["unet"], tmp_path / "any name.safetensors")
-    assert take_gates(page.session, tmp_path / "any name.safetensors") == ("owl", "ink")
+    assert brought(page, tmp_path / "any name.safetensors") == ("owl", "ink")
     with page.studio.holding(page.loras, page.session.gates_of(frozenset({"owl", "ink"}))):
         pass
     with pytest.raises(ValueError, match="no gate file"):
-        take_gates(page.session, kohya(page, tmp_path / "lora.safetensors"))
+        brought(page, kohya(page, tmp_path / "lora.safetensors"))
+
+
+def brought(page, file):
+    return take_gates(page.studio, page.session, page.shelf, file)
+
+
+def test_gates_that_nobody_here_can_draw_with_are_refused_and_leave_those_before(page, tmp_path):
+    for name in ("first", "wide"):
+        with page.studio.holding(page.loras) as pipe:
+            save_gates(pipe.mixtures["unet"], tmp_path / f"{name}.safetensors")
+    brought(page, tmp_path / "first.safetensors")
+    before = page.session.gates_of(frozenset({"owl", "ink"}))
+    tensors = load_file(tmp_path / "wide.safetensors")
+    with safe_open(tmp_path / "wide.safetensors", framework="pt") as opened:
+        header = opened.metadata()
+    wide = {key: torch.zeros(7) for key in tensors}
+    save_file(wide, tmp_path / "wide.safetensors", metadata=header)
+    with pytest.raises(ValueError, match="does not fit this model's sites"):
+        brought(page, tmp_path / "wide.safetensors")
+    slots = {"mole_vl": header["mole_vl"].replace('"owl"', '"subject"')}
+    save_file(tensors, tmp_path / "slots.safetensors", metadata=slots)
+    with pytest.raises(ValueError, match="weigh subject, ink, and there is no LoRA subject on"):
+        brought(page, tmp_path / "slots.safetensors")
+    assert page.session.gates_of(frozenset({"owl", "ink"})) == before
+    assert [file.parent for file in page.session.folder.rglob("unet.safetensors")] == [before]
 
 
 def test_gates_for_other_factors_are_refused(page, tmp_path):
@@ -97,10 +136,13 @@ def test_gates_for_other_factors_are_refused(page, tmp_path):
     ]
     with page.studio.holding(loras) as pipe:
         save_gates(pipe.mixtures["unet"], tmp_path / "gates.safetensors")
-    take_gates(page.session, tmp_path / "gates.safetensors")
+    brought(page, tmp_path / "gates.safetensors")
     shipped = (page.shelf["owl"], page.shelf["ink"])
     with (
         pytest.raises(ValueError, match="trained with other factors of owl, ink"),
         page.studio.holding(shipped, page.session.gates_of(frozenset({"owl", "ink"}))),
     ):
         pass
+    page.session.loras.clear()
+    with pytest.raises(ValueError, match="trained with other factors of owl, ink"):
+        brought(page, tmp_path / "gates.safetensors")
