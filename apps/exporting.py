@@ -40,7 +40,7 @@ def export(
     assert drawn is not None
     single = form != "peft"
     path = session.new_path(f"{name}.safetensors" if single else name)
-    with session.working(), studio.holding(drawn.loras, drawn.gates, session.drawing.check) as pipe:
+    with session.working(), studio.holding(drawn.loras, drawn.gates) as pipe:
         missed = pipe.export(path, rank, form, weights=drawn.weights)
         if single:
             return path, missed

@@ -1,5 +1,6 @@
 """One ordinary LoRA for what was drawn."""
 
+import threading
 import zipfile
 
 import pytest
@@ -9,6 +10,21 @@ from apps.drawing import Wish, side_by_side
 from apps.exporting import export
 from dreambooth.lora_files import read_lora
 from tests.apps.toys import PROMPT
+
+
+def test_a_lora_waits_for_its_turn_though_a_drawing_was_stopped(page):
+    side_by_side(page.studio, page.session, page.loras, Wish(prompt=PROMPT), lambda look: None)
+    page.session.drawing.stop()
+    made = []
+    with page.studio.holding(page.loras):
+        waits = threading.Thread(
+            target=lambda: made.append(export(page.studio, page.session, 8, "diffusers"))
+        )
+        waits.start()
+        waits.join(0.5)
+        assert waits.is_alive() and not made
+    waits.join()
+    assert made[0][0].is_file()
 
 
 def test_the_lora_is_the_drawn_mixture_to_the_error_that_is_said(page):
