@@ -14,7 +14,8 @@ from apps.studio import Pipe, Studio
 from mole_vl.faults import between, refuse
 from pipelines import Recording, Switch, save_picture
 
-GATES = "gates"
+BASE, SUM, NLA, SWITCH, GATES = "base", "sum", "NLA", "Switch", "gates"
+_WAYS = (BASE, SUM, NLA, SWITCH, GATES)
 _MAX_LETTERS = 1000
 
 
@@ -75,15 +76,20 @@ def arms(names: Sequence[str], masked: Sequence[str]) -> dict[str, dict[str, Any
     """
     spoken = [name for name in names if name not in masked]
     refuse("masks", [None if spoken or not names else "every LoRA is masked: tick at least one"])
-    found: dict[str, dict[str, Any]] = {"base": {"strength": 0.0} if names else {}}
-    found |= {name: {"weights": {name: 1.0}} for name in spoken}
+    found: dict[str, dict[str, Any]] = {BASE: {"strength": 0.0} if names else {}}
+    found |= {_arm_of(name): {"weights": {name: 1.0}} for name in spoken}
     if len(spoken) > 1:
-        found["sum"] = {"weights": dict.fromkeys(spoken, 1.0)}
-        found["NLA"] = {"weights": dict.fromkeys(spoken, 1 / len(spoken))}
-        found["Switch"] = {"mixing": Switch(), "masked": tuple(masked)}
+        found[SUM] = {"weights": dict.fromkeys(spoken, 1.0)}
+        found[NLA] = {"weights": dict.fromkeys(spoken, 1 / len(spoken))}
+        found[SWITCH] = {"mixing": Switch(), "masked": tuple(masked)}
     if spoken:
         found[GATES] = {"masked": tuple(masked)}
     return found
+
+
+def _arm_of(name: str) -> str:
+    """A LoRA's arm: one that is called as a way to mix is told apart from it."""
+    return f"{name}, the LoRA" if name in _WAYS else name
 
 
 State = Literal["waiting", "drawing", "done"]

@@ -37,6 +37,10 @@ def test_masks_decide_which_arms_there_are():
     assert masked["gates"] == {"masked": ("b",)} and "b" not in masked
     assert list(arms(["a", "b"], ["b"])) == ["base", "a", "gates"]
     assert list(arms([], [])) == ["base"]
+    named_alike = arms(["base", "sum"], [])
+    assert named_alike["base"] == {"strength": 0.0}
+    assert named_alike["sum"] == {"weights": {"base": 1.0, "sum": 1.0}}
+    assert named_alike["sum, the LoRA"] == {"weights": {"sum": 1.0}}
     with pytest.raises(ValueError, match="every LoRA is masked: tick at least one"):
         arms(["a"], ["a"])
 
