@@ -36,7 +36,9 @@ def sentence(error: BaseException, root: Path) -> str:
         else word
         for word in str(error).split()
     )
-    return f"{words[:1].upper()}{words[1:]}"[:600]
+    # A file's or a key's name keeps its spelling.
+    first = words.partition(" ")[0].rstrip(",:;")
+    return (f"{words[:1].upper()}{words[1:]}" if first.isalpha() else words)[:600]
 
 
 def spoken(root: Path) -> Callable[[Callable[..., Any]], Callable[..., Any]]:

@@ -203,7 +203,7 @@ def test_uploads_are_checked_and_nobody_else_sees_them(visit, scratch):
     bad = scratch / "bad.safetensors"
     bad.write_bytes(b"no tensors")
     upload(page, "#lora-file", bad)
-    toast(page, "Bad.safetensors is damaged or no safetensors file")
+    toast(page, "bad.safetensors is damaged or no safetensors file")
     large = scratch / "large.safetensors"
     large.write_bytes(bytes(3 * 2**20))
     upload(page, "#lora-file", large)

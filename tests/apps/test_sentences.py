@@ -9,7 +9,8 @@ from apps.stopping import Stopped
 
 def test_paths_of_the_pages_own_are_shortened(tmp_path):
     error = ValueError(f"{tmp_path}/page-1f/0001/mug.safetensors: the key\n 'x' is not used")
-    assert sentence(error, tmp_path) == "Mug.safetensors: the key 'x' is not used"
+    assert sentence(error, tmp_path) == "mug.safetensors: the key 'x' is not used"
+    assert sentence(ValueError("drawing: no"), tmp_path) == "Drawing: no"
     assert sentence(Stopped(), tmp_path) == "Stopped."
     assert "mistake of its own (KeyError)" in sentence(KeyError("x"), tmp_path)
 
