@@ -165,7 +165,7 @@ class Trainer:
         domain = self._domain(session, loras, lesson)
         config = replace(
             self.preset.fit,
-            output=session.folder / "runs" / _name_of(loras, lesson),
+            output=session.folder / "runs" / _name_of(domain, lesson),
             steps=lesson.steps,
             rows=lesson.rows,
             micro_rows=None,
@@ -238,7 +238,8 @@ def _samples(domain: SubjectStyle, session: Session) -> list[Path]:
     return files
 
 
-def _name_of(loras: Sequence[Lora], lesson: Lesson) -> str:
-    """A run's folder: the same for the same LoRAs and lesson, whatever the samples."""
-    said = [[(lora.name, str(lora.folder)) for lora in loras], asdict(replace(lesson, every=1))]
+def _name_of(domain: SubjectStyle, lesson: Lesson) -> str:
+    """A run's folder: the same for the same LoRAs, pictures and lesson, whatever the samples."""
+    folders = [*domain.expert_folders, *domain.picture_folders.values(), domain.ordinary_folder]
+    said = [[str(folder) for folder in folders], asdict(replace(lesson, every=1))]
     return hashlib.sha256(json.dumps(said).encode()).hexdigest()[:16]

@@ -18,6 +18,7 @@ from mole_vl.domain import prepare
 from mole_vl.training import fit
 from tests.apps.toys import PROMPT
 from tests.dreambooth.texts import write_text_parts
+from tests.dreambooth.toys import write_examples
 
 LESSON = Lesson(prompt=PROMPT, caption="an owl in ink style", steps=3, rows=2, rate=0.1, every=2)
 
@@ -91,6 +92,15 @@ def test_stopped_and_asked_again_they_are_the_same(page, tmp_path):
     assert_same(weights(whole), weights(rest))
     again = trained(page)
     assert [p.state for p in again] == ["preparing", "done"]
+
+
+def test_other_pictures_are_another_training(page, tmp_path):
+    before = trained(page)
+    page.session.pictures["owl"] = write_examples(tmp_path / "other", ["another owl"] * 3)
+    after = trained(page)
+    assert [p.step for p in after if p.state == "training"] == [1, 2, 3]
+    learned = weights(before)
+    assert any(not torch.equal(value, learned[key]) for key, value in weights(after).items())
 
 
 def test_the_side_by_side_draws_with_them(page):
