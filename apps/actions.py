@@ -19,6 +19,7 @@ from apps.studio import Studio
 from apps.training import Lesson, Point, Trainer, one_file
 from apps.uploads import find_lora, take_gates, take_lora, uploaded
 from apps.words import caption_of, prompt_of
+from mole_vl.faults import refuse
 
 _KEEP = gr.skip()
 
@@ -117,13 +118,14 @@ class Actions:
         request: gr.Request,
     ) -> Iterator[list[Any]]:
         """Side by side: status, pictures and heat map as they come."""
+        _check_given("drawing", seed=seed)
         session = self.session(request)
         session.drawing.start()
         loras = session.chosen(names, self.shelf)
         wish = Wish(
             prompt=prompt,
             negative=negative,
-            seed=int(seed or 0),
+            seed=int(seed),
             steps=int(steps),
             guidance=guidance,
             strength=strength,
@@ -166,6 +168,7 @@ class Actions:
         request: gr.Request,
     ) -> Iterator[list[Any]]:
         """Gates for the chosen LoRAs: status, curve, samples, and the gate file at the end."""
+        _check_given("training", **{"seed": seed, "learning rate": rate})
         session = self.session(request)
         session.training.start()
         loras = session.chosen(names, self.shelf)
@@ -173,7 +176,7 @@ class Actions:
             prompt=prompt,
             negative=negative,
             caption=caption,
-            seed=int(seed or 0),
+            seed=int(seed),
             steps=int(steps),
             every=int(every),
             rows=int(rows),
@@ -258,6 +261,12 @@ def said(words: str, share: float | None = None) -> str:
     if share is not None:
         bar = f'<div class="track"><div class="done" style="width:{share:.0%}"></div></div>'
     return f'<div class="said"><b>{escape(words)}</b>{bar}</div>'
+
+
+def _check_given(subject: str, **numbers: float | None) -> None:
+    """Raise ValueError where a person emptied the field of a number."""
+    empty = [name for name, value in numbers.items() if value is None]
+    refuse(subject, [f"{name} is empty, expected a number" for name in empty])
 
 
 def _label(arm: str, trained: bool) -> str:

@@ -237,6 +237,14 @@ def test_a_drawing_is_stopped_and_the_next_person_goes_on(visit):
     page.fill("#prompt textarea", " ")
     page.click("#draw")
     toast(page, "the prompt is empty")
+    page.fill("#seed input", "")
+    page.click("#draw")
+    toast(page, "seed is empty, expected a number")
+    tab(page, "Train gates")
+    unfold(page, "#train-more")
+    page.get_by_label("Learning rate").fill("")
+    page.click("#train")
+    toast(page, "seed is empty, expected a number; learning rate is empty, expected a number")
 
 
 @pytest.mark.parametrize("path", ["/etc/passwd", "worlds/emoji/world.json", "apps/demo.py"])
