@@ -9,6 +9,7 @@ otherwise; then LoRAs come from the list and from uploads alone, never by path.
 
 import os
 import signal
+import socket
 import tempfile
 from pathlib import Path
 
@@ -50,6 +51,7 @@ def demo(
         upload: MiB of the largest upload.
     """
     refuse("demo", [between("port", port, 1, 65535), at_least("upload", upload, 1)])
+    refuse("demo", [_listening_fault(host, port)])
     with tempfile.TemporaryDirectory(prefix="mole-vl-page-") as folder:
         root = Path(folder)
         # Gradio keeps uploads there; what is in it already it does not copy.
@@ -71,6 +73,16 @@ def demo(
             theme=theme(),
             css_paths=STYLE,
         )
+
+
+def _listening_fault(host: str, port: int) -> str | None:
+    """Why nothing can listen there, or None; found before the models are loaded."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        with socket.create_server((host, port), family=family):
+            return None
+    except OSError as error:
+        return f"cannot listen at {host}, port {port} ({error.strerror}): take another port or host"
 
 
 def make_page(

@@ -1,5 +1,6 @@
 """The program: its command line, and what it opens with."""
 
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -26,6 +27,15 @@ def test_a_mistake_is_one_message():
 def test_settings_are_checked_together():
     with pytest.raises(ValueError, match=r"port is 0, expected 1 to 65535; upload is 0, expected"):
         demo(port=0, upload=0)
+
+
+def test_a_port_that_is_taken_is_told_before_anything_is_loaded():
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(ValueError, match=rf"cannot listen at 127.0.0.1, port {port} .*in use"):
+            demo(base="nowhere", port=port)
+    with pytest.raises(ValueError, match=r"cannot listen at 203\.0\.113\.1, port"):
+        demo(base="nowhere", host="203.0.113.1", port=port)
 
 
 def test_the_preset_is_read_as_train_gates_reads_it(tmp_path):
