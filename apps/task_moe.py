@@ -35,7 +35,7 @@ def load(config: TaskMoEConfig) -> RoutedText:
     kind = chosen(config)
     classifier = load_classifier(config.output / kind, kind)
     model, tokenizer = base_of(config)
-    pipe = MoLETextGeneration(model.to(PartialState().device), tokenizer)  # pyright: ignore
+    pipe = MoLETextGeneration(model.to(PartialState().device), tokenizer)  # pyright: ignore[reportArgumentType]
     pipe.load_experts([config.shelf / name for name in config.tasks], site="network")
     return RoutedText(pipe, classifier, config.templates())
 

