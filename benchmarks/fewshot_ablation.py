@@ -9,7 +9,7 @@ the committed cells 84 were made on an H100, the others on a CPU, all in bf16.
 """
 
 import argparse
-from dataclasses import asdict, replace
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -17,7 +17,6 @@ import numpy as np
 from fewshot_bench import ROWS, Bench, Gates, lesson_of, share
 
 from mole_vl.gates import Free, Hidden, MoLE, ScaledSoftmax
-from mole_vl.specs import to_data
 from nlp.world.tasks import DEVELOPMENT
 from results import FOLDER, ROOT, measured, write_results
 from units import Units
@@ -25,13 +24,21 @@ from units import Units
 SHOTS, DRAWS, ASKED = 16, 2, 100
 FREE, HIDDEN = MoLE(score=Free()), MoLE(score=Hidden())
 PRESET = Gates(HIDDEN, "block", lr=5e-3)
+BY_TOKEN = replace(PRESET, gate=MoLE(over="position"))
 VARIANTS: dict[str, Gates] = {
     "hidden, block": PRESET,
     "hidden, block, lr 2e-2": replace(PRESET, lr=2e-2),
     "hidden, layer": replace(PRESET, site="layer"),
     "hidden, network, preview 24": replace(PRESET, site="preview", after=24),
     "hidden, block, total 2": replace(PRESET, gate=MoLE(normaliser=ScaledSoftmax(total=2.0))),
-    "hidden, block, by token": replace(PRESET, gate=MoLE(over="position")),
+    "hidden, block, by token": BY_TOKEN,
+    "hidden, block, by token, total 2": replace(
+        BY_TOKEN, gate=MoLE(normaliser=ScaledSoftmax(total=2.0), over="position")
+    ),
+    "hidden, layer, by token": replace(BY_TOKEN, site="layer"),
+    "hidden, matrix, by token": replace(BY_TOKEN, site="matrix"),
+    "hidden, block, by token, lr 2e-2": replace(BY_TOKEN, lr=2e-2),
+    "hidden, block, by token, 80 steps": replace(BY_TOKEN, steps=80),
     "free, network": Gates(FREE, "network", lr=1e-1),
     "free, block": Gates(FREE, "block", lr=1e-1),
     "free, block, lr 3e-1": Gates(FREE, "block", lr=3e-1),
@@ -40,20 +47,13 @@ VARIANTS: dict[str, Gates] = {
     ),
     "free, layer": Gates(FREE, "layer", lr=1e-1),
     "free, matrix": Gates(FREE, "matrix", lr=1e-1),
+    "free, matrix, total 2": Gates(
+        MoLE(score=Free(), normaliser=ScaledSoftmax(total=2.0)), "matrix", lr=1e-1
+    ),
 }
 
 
-def settings() -> dict[str, Any]:
-    """How every unit is made."""
-    return {
-        "shots": SHOTS,
-        "asked": ASKED,
-        "rows a step": ROWS,
-        "variants": {
-            name: asdict(replace(how, gate=None)) | {"gate": to_data(how.gate)}  # pyright: ignore[reportArgumentType]
-            for name, how in VARIANTS.items()
-        },
-    }
+SETTINGS = {"shots": SHOTS, "asked": ASKED, "rows a step": ROWS}
 
 
 def main() -> None:
@@ -65,16 +65,17 @@ def main() -> None:
     part, parts = map(int, options.part.split("/"))
     out = ROOT / "out/benchmarks/fewshot_ablation" / ("quick" if options.quick else "full")
     results = out if options.quick else FOLDER
-    units = Units(out / "units", results / "fewshot_ablation_units.json", settings())
+    units = Units(out / "units", results / "fewshot_ablation_units.json", SETTINGS)
     tasks = [s.name for s in DEVELOPMENT][: 1 if options.quick else None]
     draws = range(1 if options.quick else DRAWS)
-    cells = [(v, task, draw) for task in tasks for draw in draws for v in VARIANTS]
+    cells = [(v, task, draw) for draw in draws for v in VARIANTS for task in tasks]
     bench = Bench(out)
     found: dict[str, dict[tuple[str, int], dict[str, Any]]] = {}
     for variant, task, draw in cells[part - 1 :: parts]:
         lesson = lesson_of(task, SHOTS, draw, 10 if options.quick else ASKED)
         key = f"{variant}, {task}, {draw}"
-        one = units.get(key, partial(VARIANTS[variant], bench, lesson))
+        how = VARIANTS[variant]
+        one = units.get(key, partial(how, bench, lesson), how.settings())
         units.gather()
         found.setdefault(variant, {})[task, draw] = one
         print(f"{key}: {share(one):.3f}, {np.mean(one['told']):.3f}", flush=True)
@@ -94,7 +95,8 @@ def main() -> None:
             for arm, values in by_arm.items()
             if arm != first
         ]
-    write_results("fewshot_ablation", rows, settings=settings(), seeds=list(draws), folder=results)
+    settings = SETTINGS | {"variants": {name: how.settings() for name, how in VARIANTS.items()}}
+    write_results("fewshot_ablation", rows, settings=settings, seeds=list(draws), folder=results)
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ import random
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from mole_vl import Expert, Mixture, mix, read_peft
 from mole_vl.domain import gate_parameters
 from mole_vl.gates import GateSpec
 from mole_vl.sites import SiteKind
+from mole_vl.specs import to_data
 from mole_vl.training import FitConfig, fit
 from nlp.adapter import blocks, bound
 from nlp.around import Around, alone
@@ -115,6 +116,11 @@ class Gates:
     lr: float
     after: int = 0
     steps: int = 40
+
+    def settings(self) -> dict[str, Any]:
+        """How the arm is made, as data."""
+        rest = {part.name: getattr(self, part.name) for part in fields(self) if part.name != "gate"}
+        return {"gate": to_data(self.gate), **rest}
 
     def __call__(self, bench: Bench, lesson: Lesson) -> dict[str, Any]:
         """Train on the examples, then ask."""

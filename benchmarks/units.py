@@ -37,12 +37,30 @@ class Units:
             for name, found in content["units"].items():
                 self._write(name, found)
 
-    def get(self, name: str, make: Callable[[], Any]) -> Any:
-        """What was found for a unit, as JSON has it, made here if nobody made it before."""
+    def get(self, name: str, make: Callable[[], Any], own: Mapping[str, Any] | None = None) -> Any:
+        """What was found for a unit, as JSON has it, made here if nobody made it before.
+
+        Args:
+            name: The unit's.
+            make: Makes it.
+            own: How this unit is made, beside what holds for all; it is kept with the unit.
+
+        Raises:
+            ValueError: The unit was made otherwise.
+        """
         file = self.folder / f"{name}.json"
         if not file.exists():
-            self._write(name, make())
-        return json.loads(file.read_text())
+            found = make()
+            self._write(name, found if own is None else {"made with": own, "found": found})
+        kept = json.loads(file.read_text())
+        if own is None:
+            return kept
+        if kept["made with"] != json.loads(json.dumps(own)):
+            raise ValueError(
+                f"{name} in {self.gathered} was made with {kept['made with']}, not {own}; delete "
+                f"it there and in {self.folder} to measure it anew"
+            )
+        return kept["found"]
 
     def gather(self) -> None:
         """Write all units, whoever made them, into the one file."""

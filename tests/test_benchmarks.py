@@ -80,3 +80,15 @@ def test_units_of_other_settings_are_not_these(units_class, tmp_path):
     with pytest.raises(ValueError, match=r"units\.json was made with lr = 0.1, not 0.2"):
         units_class(tmp_path, gathered, {"lr": 0.2})
     assert units_class(tmp_path, tmp_path / "others.json", {"lr": 0.2}).get("a", lambda: 2) == 2
+
+
+def test_a_unit_of_its_own_settings_is_kept_when_others_join(units_class, tmp_path):
+    gathered = tmp_path / "units.json"
+    units = units_class(tmp_path / "here", gathered, {"asked": 100})
+    assert units.get("a", lambda: 1, {"betas": (0.9, 0.99)}) == 1
+    units.gather()
+    elsewhere = units_class(tmp_path / "there", gathered, {"asked": 100})
+    assert elsewhere.get("a", never, {"betas": (0.9, 0.99)}) == 1
+    assert elsewhere.get("b", lambda: 2, {"betas": (0.9, 0.95)}) == 2
+    with pytest.raises(ValueError, match=r"a in .*units\.json was made with .*0\.9.*, not .*0\.5"):
+        elsewhere.get("a", never, {"betas": (0.5, 0.99)})
