@@ -34,7 +34,7 @@ from mole_vl.specs import to_data
 from mole_vl.training import FitConfig
 from mole_vl.training.search import SearchConfig, search
 from nlp.adapter import bound
-from nlp.evaluate import log_likelihood
+from nlp.answers import log_likelihood
 from nlp.models import BUILT_IN
 from nlp.train_experts import LoRA, train_expert
 from nlp.world.tasks import DEVELOPMENT

@@ -17,9 +17,9 @@ from mole_vl.sites import SiteKind
 from mole_vl.specs import to_data
 from mole_vl.training import FitConfig, fit
 from nlp.adapter import blocks, bound
+from nlp.answers import exact_match, log_likelihood
 from nlp.around import Around, alone
 from nlp.data import EncodedRow, TextRow, read_rows
-from nlp.evaluate import exact_match, log_likelihood
 from nlp.forms import form_of
 from nlp.models import load_base
 from nlp.task import LanguageTask

@@ -30,8 +30,8 @@ from mole_vl.gates import LoRAHub
 from mole_vl.training import FitConfig
 from mole_vl.training.search import SearchConfig, search
 from nlp.adapter import blocks, bound
+from nlp.answers import exact_match
 from nlp.data import Style, TextRow, digest_rows, read_rows
-from nlp.evaluate import exact_match
 from nlp.forms import form_of
 from nlp.models import BUILT_IN, load_base
 from nlp.task import LanguageTask

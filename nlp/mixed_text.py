@@ -17,9 +17,9 @@ from mole_vl.gates import GateSpec
 from mole_vl.sites import SiteKind
 from mole_vl.training import Task
 from nlp.adapter import blocks, bound
+from nlp.answers import exact_match
 from nlp.data import EncodedRow, Style, TextRow, digest_rows
 from nlp.dataset import RowSource, rows_of
-from nlp.evaluate import exact_match
 from nlp.forms import form_of
 from nlp.models import BUILT_IN, Bits, load_base
 from nlp.task import LanguageTask

@@ -22,9 +22,9 @@ from mole_vl import trained_expert, write_peft
 from mole_vl.faults import as_messages, at_least, between, plain_word, refuse
 from mole_vl.targets import check_targets
 from mole_vl.training import FitConfig, Watch, fit
+from nlp.answers import exact_match
 from nlp.data import EncodedRow, Style, TextRow, Tokenizer
 from nlp.dataset import RowSource, rows_of
-from nlp.evaluate import exact_match
 from nlp.forms import form_of
 from nlp.models import BUILT_IN, Bits, load_base
 from nlp.task import LanguageTask

@@ -6,7 +6,7 @@ import torch
 from mole_vl import mix
 from mole_vl.gates import Hidden, MoLE
 from nlp.adapter import blocks, bound
-from nlp.evaluate import answers, log_likelihood
+from nlp.answers import answers, log_likelihood
 from nlp.forms import form_of
 from nlp.task import LanguageTask, answer_losses
 from tests.nlp.families import SEQ2SEQ, experts_on, seq2seq

@@ -11,8 +11,8 @@ from mole_vl import mix, read_peft
 from mole_vl.gates import Sum
 from mole_vl.training import FitConfig, read_snapshot
 from nlp import train_experts
+from nlp.answers import exact_match
 from nlp.data import encode_rows, read_rows, write_rows
-from nlp.evaluate import exact_match
 from nlp.models import load_base
 from nlp.task import LanguageTask
 from nlp.train_experts import ExpertConfig, ExpertsConfig, main, score_experts

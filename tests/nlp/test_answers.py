@@ -4,8 +4,8 @@ from dataclasses import replace
 import pytest
 import torch
 
+from nlp.answers import answers, exact_match, log_likelihood
 from nlp.data import TextRow, encode_rows
-from nlp.evaluate import answers, exact_match, log_likelihood
 from tests.nlp.test_task import naive
 from tests.nlp.toys import ROWS, tiny_model, tiny_tokenizer
 
