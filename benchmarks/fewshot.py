@@ -18,9 +18,10 @@ below; a LoRA trained on the examples alone; gates, the first variant of `fewsho
 import argparse
 import shutil
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -29,7 +30,8 @@ from fewshot_bench import ROWS, Arm, Bench, Gates, Lesson, asked_within, lesson_
 from peft import PeftModel
 from text_admission import ALL_LINEAR, held_out
 
-from mole_vl.gates import Arrow, Average, LoRAHub, MoLE, Sum
+from mole_vl.gates import Arrow, Average, GateSpec, LoRAHub, MoLE, Sum
+from mole_vl.sites import SiteKind
 from mole_vl.specs import to_data
 from mole_vl.training import FitConfig
 from mole_vl.training.search import SearchConfig, search
@@ -42,6 +44,7 @@ from results import FOLDER, ROOT, Measurement, measured, write_results
 from units import Units
 
 SHOTS, DRAWS = (16, 64), 3
+XLORA = Gates(MoLE(over="position"), "network", lr=5e-3, after=10)
 ASKED = {"dev": 100, "test": None}
 GATES = "gates"
 
@@ -111,38 +114,60 @@ def untouched(bench: Bench, lesson: Lesson) -> dict[str, Any]:
     return bench.judge(lesson.asked)
 
 
-FIXED: Mapping[str, Arm] = {
-    "base": untouched,
-    "sum": asked_within(Sum()),
-    "NLA": asked_within(Average()),
-    "Arrow": asked_within(Arrow(top_k=4), "matrix"),
+@dataclass(frozen=True)
+class Way:
+    """One way to a new task: an arm, and how it is made, which is kept with its cells."""
+
+    arm: Arm
+    made: Mapping[str, Any]
+
+
+def made_by(arm: Callable[[Bench, Lesson], dict[str, Any]], **made: Any) -> Way:
+    """A way that is made as its own code says."""
+    return Way(arm, {"arm": arm.__name__, **made})
+
+
+def fixed(gate: GateSpec, site: SiteKind = "network") -> Way:
+    """A way whose gates learn nothing."""
+    return Way(asked_within(gate, site), {"gate": to_data(gate), "site": site})
+
+
+def taught(gates: Gates) -> Way:
+    """A way whose gates learn from the examples."""
+    return Way(gates, gates.settings())
+
+
+FIXED: Mapping[str, Way] = {
+    "base": made_by(untouched),
+    "sum": fixed(Sum()),
+    "NLA": fixed(Average()),
+    "Arrow": fixed(Arrow(top_k=4), "matrix"),
 }
-LEARNED: Mapping[str, Arm] = {
-    "base, examples in the prompt": examples_first,
-    "best expert": best_expert,
-    "LoRAHub": lorahub,
-    "X-LoRA in one pass": Gates(MoLE(over="position"), "network", lr=5e-3, after=10),
-    "LoRA of the examples": own_lora,
-    GATES: PRESET,
+LEARNED: Mapping[str, Way] = {
+    "base, examples in the prompt": made_by(examples_first, examples=ROWS),
+    "best expert": made_by(best_expert),
+    "LoRAHub, on Delta-W": made_by(lorahub, trials=SearchConfig.evaluations),
+    "X-LoRA in one pass": taught(XLORA),
+    "LoRA of the examples": made_by(own_lora, rank=8, alpha=16, lr=1e-3, steps=PRESET.steps),
+    GATES: taught(PRESET),
 }
 
 
-def cells(split: str, quick: bool) -> list[tuple[str, str, int, int]]:
+Cell = tuple[str, str, int, int]
+
+
+def cells(split: str, sizes: Sequence[int], quick: bool) -> list[Cell]:
     """Way, task, examples, draw; those that learn nothing are asked once, as of no examples."""
     tasks = [source.name for source in DEVELOPMENT] if split == "dev" else held_out()
-    found = []
-    for task in tasks[: 1 if quick else None]:
-        found += [(arm, task, 0, 0) for arm in FIXED]
-        found += [
-            (arm, task, shots, draw)
-            for shots in SHOTS[: 1 if quick else None]
-            for draw in range(1 if quick else DRAWS)
-            for arm in LEARNED
-        ]
-    return found
+    tasks, draws = tasks[: 1 if quick else None], range(1 if quick else DRAWS)
+    lessons = product(sizes, draws, tasks)
+    return [
+        *((way, task, 0, 0) for task in tasks for way in FIXED),
+        *((way, task, shots, draw) for shots, draw, task in lessons for way in LEARNED),
+    ]
 
 
-def summary(found: Mapping[tuple[str, str, int, int], Mapping[str, Any]]) -> list[Measurement]:
+def summary(found: Mapping[Cell, Mapping[str, Any]]) -> list[Measurement]:
     """Exact match and log-likelihood by way, and what the gates gain over each."""
     measures = {
         "exact match": share,
@@ -184,33 +209,30 @@ def main() -> None:
     """Run the benchmark."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--split", choices=tuple(ASKED), default="dev")
+    parser.add_argument("--shots", type=int, choices=SHOTS, help="examples; all sizes if not said")
     parser.add_argument("--part", default="1/1", help="the Kth of N processes' cells, as K/N")
     parser.add_argument("--quick", action="store_true", help="one task, few rows, for a look")
     options = parser.parse_args()
     part, parts = map(int, options.part.split("/"))
+    sizes = [options.shots] if options.shots else SHOTS[: 1 if options.quick else None]
     asked = 10 if options.quick else ASKED[options.split]
-    settings = {
-        "split": options.split,
-        "asked": asked,
-        "rows a step": ROWS,
-        "gates": {"gate": to_data(PRESET.gate), "site": PRESET.site, "after": PRESET.after}
-        | {"lr": PRESET.lr, "steps": PRESET.steps},
-    }
+    settings = {"split": options.split, "asked": asked, "rows a step": ROWS}
     name = f"fewshot_{options.split}"
     out = ROOT / "out/benchmarks" / name / ("quick" if options.quick else "full")
     results = out if options.quick else FOLDER
     units = Units(out / "units", results / f"{name}_units.json", settings)
     bench, ways = Bench(out), {**FIXED, **LEARNED}
-    found = {}
-    for cell in cells(options.split, options.quick)[part - 1 :: parts]:
-        arm, task, shots, draw = cell
-        lesson = lesson_of(task, shots, draw, asked)
-        key = f"{arm}, {task}, {shots}, {draw}"
-        found[cell] = units.get(key, partial(ways[arm], bench, lesson))
+    found: dict[Cell, dict[str, Any]] = {}
+    for cell in cells(options.split, sizes, options.quick)[part - 1 :: parts]:
+        way, task, shots, draw = cell
+        lesson, how = lesson_of(task, shots, draw, asked), ways[way]
+        key = f"{way}, {task}, {shots}, {draw}"
+        found[cell] = units.get(key, partial(how.arm, bench, lesson), how.made)
         units.gather()
         print(f"{key}: {share(found[cell]):.3f}", flush=True)
     if parts > 1:
         return
+    settings |= {"ways": {way: how.made for way, how in ways.items()}}
     seeds: Sequence[int] = range(DRAWS)
     write_results(name, summary(found), settings=settings, seeds=seeds, folder=results)
 
