@@ -22,9 +22,8 @@ from mole_vl.bank import GateBank, spread
 from mole_vl.calls import Calls
 from mole_vl.features import Features, read_features
 from mole_vl.gates import GateOutput
-from mole_vl.layers import MixtureLayer
+from mole_vl.layers import Chosen, MixtureLayer
 from mole_vl.passes import EVERYWHERE, Conditions, Pass, Passes, Record, replaying
-from mole_vl.plans import in_order
 from mole_vl.sites import NETWORK, Layout
 
 
@@ -194,8 +193,8 @@ class Dispatch:
             )
         return output
 
-    def weights_of(self, path: str, rows: int) -> Tensor | None:
-        """The weights (..., E), strength included, that the layer at `path` applies to its rows."""
+    def weights_of(self, path: str, rows: int) -> Chosen | None:
+        """The weights, strength included, that the layer at `path` applies to its rows."""
         name = self.site_of[path].name
         if replaying():
             current = self.passes.of_backward()
@@ -223,8 +222,7 @@ class Dispatch:
             places = None if output.experts is None else spread(output.experts, rows)
             output = replace(output, weights=spread(output.weights, rows), experts=places)
             current.results[name] = output
-        weights = in_order(output.weights, output.experts, self.experts)
-        return weights * current.conditions.strength
+        return Chosen(output.weights * current.conditions.strength, output.experts)
 
     def _check_gradient(self, where: str) -> None:
         if not torch.is_grad_enabled():

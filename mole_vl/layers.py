@@ -2,17 +2,30 @@
 
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from mole_vl.experts import Factors
-from mole_vl.plans import align, dense, dense_conv, expand
+from mole_vl.plans import align, dense, dense_conv, expand, in_order
+from mole_vl.sparse import per_sample, sparse
 
-# Answers the weights that a layer applies to the forward it is in, (..., E), with the mixture's
-# strength in them; None where the mixture is switched off.
-Route = Callable[[int], Tensor | None]
+
+class Chosen(NamedTuple):
+    """The weights that a layer applies in a forward, the mixture's strength in them.
+
+    Args:
+        weights: (..., K).
+        experts: Which expert each is for, (..., K); None where all stand in order (K = E).
+    """
+
+    weights: Tensor
+    experts: Tensor | None
+
+
+# Answers the weights for the forward that a layer is in; None where the mixture is switched off.
+Route = Callable[[int], Chosen | None]
 
 
 class MixtureLayer(nn.Module):
@@ -94,13 +107,17 @@ class MixtureLayer(nn.Module):
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """The base layer's output plus the mixture's update."""
         y = self.base(x, *args, **kwargs)
-        weights = self.route(x.shape[0])
+        told = self.route(x.shape[0])
+        if told is None:
+            return y
         # Constant weights are found before a model is moved that moves when it is called.
-        return y if weights is None else y + self._update(x, weights.to(x.device)).to(y.dtype)
+        weights = told.weights.to(x.device)
+        experts = None if told.experts is None else told.experts.to(x.device)
+        return y + self._update(x, weights, experts).to(y.dtype)
 
     @abstractmethod
-    def _update(self, x: Tensor, weights: Tensor) -> Tensor:
-        """What the experts add to the base layer's output."""
+    def _update(self, x: Tensor, weights: Tensor, experts: Tensor | None) -> Tensor:
+        """What the experts add to the base layer's output; arguments as of `Chosen`."""
 
     @abstractmethod
     def positions(self, x: Tensor) -> Tensor:
@@ -138,9 +155,14 @@ class MixtureLinear(MixtureLayer):
     def _fitted(self, factors: Factors) -> Factors:
         return factors.fitted(factors.shape[:2])
 
-    def _update(self, x: Tensor, weights: Tensor) -> Tensor:
-        rank_weights = expand(align(weights, x, self.path), self.segments, self.scales)
-        return dense(x, self.a, self.b, rank_weights)
+    def _update(self, x: Tensor, weights: Tensor, experts: Tensor | None) -> Tensor:
+        aligned = align(weights, x, self.path)
+        if experts is None:
+            return dense(x, self.a, self.b, expand(aligned, self.segments, self.scales))
+        of_expert = self.scales.new_zeros(len(self.ranks)).scatter(0, self.segments, self.scales)
+        scaled = weights * of_expert[experts]
+        plan = per_sample if weights.dim() == 2 else sparse
+        return plan(x, self.a, self.b, scaled, experts, self.ranks)
 
     def positions(self, x: Tensor) -> Tensor:
         """The input itself."""
@@ -171,13 +193,14 @@ class MixtureConv2d(MixtureLayer):
     def _fitted(self, factors: Factors) -> Factors:
         return factors.fitted(self.weight.shape)
 
-    def _update(self, x: Tensor, weights: Tensor) -> Tensor:
+    def _update(self, x: Tensor, weights: Tensor, experts: Tensor | None) -> Tensor:
         if weights.dim() > 2:
             raise ValueError(
                 f"{self.path}: its gate's weights vary by position, and a convolution mixes the "
                 "positions that it reads; use a gate over rows"
             )
-        rank_weights = expand(align(weights, x, self.path), self.segments, self.scales)
+        weights = align(in_order(weights, experts, len(self.ranks)), x, self.path)
+        rank_weights = expand(weights, self.segments, self.scales)
         return dense_conv(x, self.a, self.b, rank_weights.movedim(-1, 1), self.base)
 
     def positions(self, x: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ from mole_vl.experts import Expert
 from mole_vl.faults import some
 from mole_vl.features import Features
 from mole_vl.gates import Gate, GateSpec
-from mole_vl.layers import MixtureLayer, mixture_layer
+from mole_vl.layers import Chosen, MixtureLayer, mixture_layer
 from mole_vl.passes import EVERYWHERE, Masks, Record
 from mole_vl.sites import Layout
 from mole_vl.slots import Slots
@@ -84,7 +84,7 @@ class Mixture(nn.Module):
         """Put the mixture layers into the model, hook the gates in, freeze the base."""
         self._wiring = Wiring(model, self, self.layers, self._dispatch)
 
-    def _weights_of(self, path: str, rows: int) -> Tensor | None:
+    def _weights_of(self, path: str, rows: int) -> Chosen | None:
         return self._dispatch.weights_of(path, rows)
 
     def _wired(self) -> Wiring:
