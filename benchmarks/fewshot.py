@@ -25,12 +25,12 @@ from itertools import product
 from typing import Any
 
 import numpy as np
-from fewshot_ablation import PRESET
+from fewshot_ablation import PRESET, XLORA
 from fewshot_bench import ROWS, Arm, Bench, Gates, Lesson, asked_within, lesson_of, share
 from peft import PeftModel
 from text_admission import ALL_LINEAR, held_out
 
-from mole_vl.gates import Arrow, Average, GateSpec, LoRAHub, MoLE, Sum
+from mole_vl.gates import Arrow, Average, GateSpec, LoRAHub, Sum
 from mole_vl.sites import SiteKind
 from mole_vl.specs import to_data
 from mole_vl.training import FitConfig
@@ -44,7 +44,6 @@ from results import FOLDER, ROOT, Measurement, measured, write_results
 from units import Units
 
 SHOTS, DRAWS = (16, 64), 3
-XLORA = Gates(MoLE(over="position"), "network", lr=5e-3, after=10)
 ASKED = {"dev": 100, "test": None}
 GATES = "gates"
 
