@@ -4,8 +4,8 @@
     python benchmarks/fewshot_ablation.py --quick    # one task, few rows, for a look
 
 Four tasks of the shelf asked as the held-out ones are, each without its own expert: 16 examples,
-two draws (one for some), 100 rows asked. The unit is the task and draw; differences to the first are
-paired. Of the committed cells 84 were made on an H100, the others on a CPU, all in bf16.
+two draws (one for some), 100 rows asked. The unit is the task and draw; differences to the first
+are paired. Of the committed cells 84 were made on an H100, the others on a CPU, all in bf16.
 """
 
 import argparse
