@@ -3,13 +3,15 @@
     python benchmarks/fewshot_ablation.py            # all; --part K/N for one of N processes
     python benchmarks/fewshot_ablation.py --quick    # one task, few rows, for a look
 
-Four tasks of the shelf asked as the held-out ones are, each without its own expert: 16 examples,
-two draws (one for some), 100 rows asked. The unit is the task and draw; differences to the first
-are paired. Of the committed cells 84 were made on an H100, the others on a CPU, all in bf16.
+Four tasks of the shelf asked as the held-out ones are, each without its own expert: 16 examples
+(64 for some), two draws (one for some), 100 rows asked. The unit is the task and draw; differences
+to the first variant of as many examples are paired. Of the committed cells 84 were made on an H100,
+the others on a CPU, all in bf16.
 """
 
 import argparse
-from dataclasses import replace
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -18,13 +20,14 @@ from fewshot_bench import ROWS, Bench, Gates, lesson_of, share
 
 from mole_vl.gates import Free, Hidden, MoLE, ScaledSoftmax
 from nlp.world.tasks import DEVELOPMENT
-from results import FOLDER, ROOT, measured, write_results
+from results import FOLDER, ROOT, Measurement, measured, write_results
 from units import Units
 
-SHOTS, DRAWS, ASKED = 16, 2, 100
+ASKED = 100
 FREE, HIDDEN = MoLE(score=Free()), MoLE(score=Hidden())
 PRESET = Gates(HIDDEN, "block", lr=5e-3)
 BY_TOKEN = replace(PRESET, gate=MoLE(over="position"))
+MATRIX_BY_TOKEN = replace(BY_TOKEN, site="matrix")
 XLORA = Gates(MoLE(over="position"), "network", lr=5e-3, after=10)
 VARIANTS: dict[str, Gates] = {
     "hidden, block": PRESET,
@@ -36,7 +39,7 @@ VARIANTS: dict[str, Gates] = {
     "hidden, block, by token, total 2": replace(
         BY_TOKEN, gate=MoLE(normaliser=ScaledSoftmax(total=2.0), over="position")
     ),
-    "hidden, matrix, by token": replace(BY_TOKEN, site="matrix"),
+    "hidden, matrix, by token": MATRIX_BY_TOKEN,
     "hidden, matrix, by token, total 2": replace(
         BY_TOKEN, gate=MoLE(normaliser=ScaledSoftmax(total=2.0), over="position"), site="matrix"
     ),
@@ -58,10 +61,52 @@ ON_ONE_DRAW: dict[str, Gates] = {
     "X-LoRA in one pass": XLORA,
     "X-LoRA in one pass, lr 2e-2": replace(XLORA, lr=2e-2),
 }
-"""Those that were asked for one draw, to see which way it goes."""
+AT_64 = {
+    f"hidden, matrix, by token, {steps} steps": replace(MATRIX_BY_TOKEN, steps=steps)
+    for steps in (40, 80)
+}
 
 
-SETTINGS = {"shots": SHOTS, "asked": ASKED, "rows a step": ROWS}
+@dataclass(frozen=True)
+class Group:
+    """Variants that are asked alike; one draw shows which way a variant goes."""
+
+    variants: Mapping[str, Gates]
+    shots: int = 16
+    draws: int = 1
+
+
+GROUPS = (Group(VARIANTS, draws=2), Group(ON_ONE_DRAW), Group(AT_64, shots=64))
+SETTINGS = {"asked": ASKED, "rows a step": ROWS}
+Unit = tuple[str, int]
+"""Task and draw."""
+
+
+def summary(
+    found: Mapping[int, Mapping[str, Mapping[Unit, Mapping[str, Any]]]],
+) -> list[Measurement]:
+    """Each variant's figures, and its differences to the first of as many examples."""
+    measures = {
+        "exact match": share,
+        "log-likelihood per answer token": lambda one: float(np.mean(one["told"])),
+    }
+    rows = []
+    for shots, variants in found.items():
+        (name, first), *others = variants.items()
+        for measure, value in measures.items():
+            measure = f"{measure}, {shots} examples"
+            rows += [
+                measured(measure, v, [value(u) for u in c.values()]) for v, c in variants.items()
+            ]
+            rows += [
+                measured(
+                    measure,
+                    f"{variant} - {name}",
+                    [value(one) - value(first[unit]) for unit, one in own.items()],
+                )
+                for variant, own in others
+            ]
+    return rows
 
 
 def main() -> None:
@@ -75,43 +120,29 @@ def main() -> None:
     results = out if options.quick else FOLDER
     units = Units(out / "units", results / "fewshot_ablation_units.json", SETTINGS)
     tasks = [s.name for s in DEVELOPMENT][: 1 if options.quick else None]
-    draws = range(1 if options.quick else DRAWS)
     cells = [
-        (variant, task, draw)
-        for draw in draws
-        for variant in (*VARIANTS, *(() if draw else ON_ONE_DRAW))
+        (variant, how, group.shots, task, draw)
+        for group in GROUPS
+        for draw in range(1 if options.quick else group.draws)
+        for variant, how in group.variants.items()
         for task in tasks
     ]
-    bench, ways = Bench(out), VARIANTS | ON_ONE_DRAW
-    found: dict[str, dict[tuple[str, int], dict[str, Any]]] = {}
-    for variant, task, draw in cells[part - 1 :: parts]:
-        lesson, how = lesson_of(task, SHOTS, draw, 10 if options.quick else ASKED), ways[variant]
-        key = f"{variant}, {task}, {draw}"
+    bench = Bench(out)
+    found: dict[int, dict[str, dict[Unit, dict[str, Any]]]] = {}
+    for variant, how, shots, task, draw in cells[part - 1 :: parts]:
+        lesson = lesson_of(task, shots, draw, 10 if options.quick else ASKED)
+        key = f"{variant}, {shots} examples, {task}, {draw}"
         one = units.get(key, partial(how, bench, lesson), how.settings())
         units.gather()
-        found.setdefault(variant, {})[task, draw] = one
+        found.setdefault(shots, {}).setdefault(variant, {})[task, draw] = one
         print(f"{key}: {share(one):.3f}, {np.mean(one['told']):.3f}", flush=True)
     if parts > 1:
         return
-    rows = []
-    measures = {
-        "exact match": share,
-        "log-likelihood per answer token": lambda one: float(np.mean(one["told"])),
-    }
-    (_, first), *_ = found.items()
-    for measure, value in measures.items():
-        rows += [measured(measure, v, list(map(value, own.values()))) for v, own in found.items()]
-        rows += [
-            measured(
-                measure,
-                f"{variant} - {next(iter(found))}",
-                [value(one) - value(first[unit]) for unit, one in own.items()],
-            )
-            for variant, own in found.items()
-            if own is not first
-        ]
-    settings = SETTINGS | {"variants": {name: how.settings() for name, how in ways.items()}}
-    write_results("fewshot_ablation", rows, settings=settings, seeds=list(draws), folder=results)
+    ways = {name: how.settings() for group in GROUPS for name, how in group.variants.items()}
+    settings, seeds = SETTINGS | {"variants": ways}, range(max(group.draws for group in GROUPS))
+    write_results(
+        "fewshot_ablation", summary(found), settings=settings, seeds=seeds, folder=results
+    )
 
 
 if __name__ == "__main__":
