@@ -12,7 +12,7 @@ them among processes.
 Ways: the base; the base with the examples before the prompt; sum; NLA; the expert that likes the
 examples best; Arrow (top 4); LoRAHub's search with its own settings, exact on Delta-W; X-LoRA in
 one pass, whose gate reads each token's state behind a third of the blocks, with learned constants
-below; a LoRA trained on the examples alone; gates, the first variant of `fewshot_ablation.py`.
+below; a LoRA trained on the examples alone; gates, the preset that `fewshot_ablation.py` chose.
 """
 
 import argparse

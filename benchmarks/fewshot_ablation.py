@@ -25,21 +25,22 @@ from units import Units
 
 ASKED = 100
 FREE, HIDDEN = MoLE(score=Free()), MoLE(score=Hidden())
-PRESET = Gates(HIDDEN, "block", lr=5e-3)
-BY_TOKEN = replace(PRESET, gate=MoLE(over="position"))
-MATRIX_BY_TOKEN = replace(BY_TOKEN, site="matrix")
+START = Gates(HIDDEN, "block", lr=5e-3)
+BY_TOKEN = replace(START, gate=MoLE(over="position"))
+PRESET = replace(BY_TOKEN, site="matrix")
+"""What was chosen here, and asked of the held-out tasks."""
 XLORA = Gates(MoLE(over="position"), "network", lr=5e-3, after=10)
 VARIANTS: dict[str, Gates] = {
-    "hidden, block": PRESET,
-    "hidden, block, lr 2e-2": replace(PRESET, lr=2e-2),
-    "hidden, layer": replace(PRESET, site="layer"),
-    "hidden, network, preview 24": replace(PRESET, site="preview", after=24),
-    "hidden, block, total 2": replace(PRESET, gate=MoLE(normaliser=ScaledSoftmax(total=2.0))),
+    "hidden, block": START,
+    "hidden, block, lr 2e-2": replace(START, lr=2e-2),
+    "hidden, layer": replace(START, site="layer"),
+    "hidden, network, preview 24": replace(START, site="preview", after=24),
+    "hidden, block, total 2": replace(START, gate=MoLE(normaliser=ScaledSoftmax(total=2.0))),
     "hidden, block, by token": BY_TOKEN,
     "hidden, block, by token, total 2": replace(
         BY_TOKEN, gate=MoLE(normaliser=ScaledSoftmax(total=2.0), over="position")
     ),
-    "hidden, matrix, by token": MATRIX_BY_TOKEN,
+    "hidden, matrix, by token": PRESET,
     "hidden, matrix, by token, total 2": replace(
         BY_TOKEN, gate=MoLE(normaliser=ScaledSoftmax(total=2.0), over="position"), site="matrix"
     ),
@@ -62,8 +63,7 @@ ON_ONE_DRAW: dict[str, Gates] = {
     "X-LoRA in one pass, lr 2e-2": replace(XLORA, lr=2e-2),
 }
 AT_64 = {
-    f"hidden, matrix, by token, {steps} steps": replace(MATRIX_BY_TOKEN, steps=steps)
-    for steps in (40, 80)
+    f"hidden, matrix, by token, {steps} steps": replace(PRESET, steps=steps) for steps in (40, 80)
 }
 
 
