@@ -195,11 +195,10 @@ def ways(
     domain = domain_of(preset, pair, drawn=1)
     domain.mix(preset.gate, "block")
     domain.mixture.unmix()
-    loras = [WORLD / "loras" / part.name / "unet" for part in (pair.subject, pair.style)]
+    loras = {p.name: WORLD / "loras" / p.name / "unet" for p in (pair.subject, pair.style)}
     merges = PeftMerges(domain.base.unet, loras)
     for kind in KINDS:
         for strength in strengths[f"peft {kind}"]:
-            torch.manual_seed(0)  # DARE drops at random
             with merges.merged(kind, strength):
                 yield f"peft {kind} {strength}", domain, one_branch
 

@@ -73,12 +73,21 @@ class Bench:
     def judge(
         self, rows: Sequence[TextRow], *, model: Any = None, around: Around = alone
     ) -> dict[str, Any]:
-        """Exact match (a 0 or 1 for each row) and log-likelihood per answer token of each row."""
+        """Exact match (a 0 or 1) and log-likelihood per answer token of each row.
+
+        Beside them, the seconds of generating the answers.
+        """
         asked, model = self.encoded(rows), model or self.model
+        start = time.perf_counter()
         with torch.no_grad():
             hits = exact_match(model, self.tokenizer, asked, batch_rows=50, around=around)
+            seconds = time.perf_counter() - start
             told = log_likelihood(model, self.tokenizer, asked, batch_rows=50, around=around)
-        return {"hits": [int(hit) for hit in hits], "told": [round(value, 4) for value in told]}
+        return {
+            "hits": [int(hit) for hit in hits],
+            "told": [round(value, 4) for value in told],
+            "asking": seconds,
+        }
 
     def mixed(
         self, task: str, gate: GateSpec, site: SiteKind = "network", after: int = 0
@@ -103,6 +112,24 @@ class Bench:
             around=bound(mixture),
         )
 
+    def taught(self, task: LanguageTask, *, steps: int, lr: float) -> float:
+        """Train what a task trains; the seconds that it took."""
+        run = self.out / f"run {time.time_ns()}"
+        config = FitConfig(
+            output=run,
+            steps=steps,
+            rows=ROWS,
+            lr=lr,
+            save_every=steps,
+            log_every=steps,
+            progress=False,
+        )
+        start = time.perf_counter()
+        fit(task, config)
+        seconds = time.perf_counter() - start
+        shutil.rmtree(run)
+        return seconds
+
 
 Arm = Callable[[Bench, Lesson], dict[str, Any]]
 
@@ -125,22 +152,9 @@ class Gates:
     def __call__(self, bench: Bench, lesson: Lesson) -> dict[str, Any]:
         """Train on the examples, then ask."""
         mixture = bench.mixed(lesson.task, self.gate, self.site, self.after)
-        run = bench.out / f"run {time.time_ns()}"
-        config = FitConfig(
-            output=run,
-            steps=self.steps,
-            rows=ROWS,
-            lr=self.lr,
-            save_every=self.steps,
-            log_every=self.steps,
-            progress=False,
-        )
-        start = time.perf_counter()
-        fit(bench.language(mixture, lesson.few), config)
-        seconds = time.perf_counter() - start
+        seconds = bench.taught(bench.language(mixture, lesson.few), steps=self.steps, lr=self.lr)
         found = bench.judge(lesson.asked, around=bound(mixture)) | {"seconds": seconds}
         mixture.unmix()
-        shutil.rmtree(run)
         return found
 
 

@@ -1,11 +1,11 @@
 """Merges of LoRAs by peft, each as it comes out of `add_weighted_adapter`."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
-from diffusers import UNet2DConditionModel
+import torch
 from peft import PeftModel
 
 KINDS = ("cat", "svd", "ties_svd", "dare_ties_svd")
@@ -15,25 +15,35 @@ DENSITY = 0.2
 
 
 class PeftMerges:
-    """A UNet under peft, with LoRAs loaded and merged on demand.
+    """A model under peft, with LoRAs loaded and merged on demand.
 
     Args:
-        unet: It is changed in place.
-        folders: PEFT folders; an adapter's name is its folder's parent's.
+        model: It is changed in place; `model.unload()` of the merges gives it back.
+        folders: PEFT folders by adapter.
     """
 
-    def __init__(self, unet: UNet2DConditionModel, folders: Sequence[Path]) -> None:
-        self.names = [folder.parent.name for folder in folders]
-        self.model = PeftModel.from_pretrained(unet, folders[0], adapter_name=self.names[0])  # pyright: ignore[reportArgumentType] (any module)
-        for name, folder in zip(self.names[1:], folders[1:], strict=True):
-            self.model.load_adapter(folder, adapter_name=name)
+    def __init__(self, model: Any, folders: Mapping[str, Path]) -> None:
+        self.names = list(folders)
+        first, *others = self.names
+        self.model = PeftModel.from_pretrained(model, folders[first], adapter_name=first)
+        for name in others:
+            self.model.load_adapter(folders[name], adapter_name=name)
 
     @contextmanager
-    def merged(self, kind: Kind, strength: float) -> Iterator[None]:
-        """A context in which the LoRAs' merge is active, each LoRA weighed by `strength`."""
-        settings = {} if kind in ("cat", "svd") else {"density": DENSITY}
+    def merged(self, kind: Kind, strength: float, density: float = DENSITY) -> Iterator[None]:
+        """A context in which the LoRAs' merge is active.
+
+        Args:
+            kind: The merge.
+            strength: What each LoRA is weighed by.
+            density: Share of a LoRA's update that TIES and DARE keep; the others keep all.
+        """
         weights = [strength] * len(self.names)
-        self.model.add_weighted_adapter(self.names, weights, "merged", kind, **settings)  # pyright: ignore[reportCallIssue]
+        torch.manual_seed(0)  # DARE drops at random.
+        # Of an SVD in full, all beyond the rank would be thrown away.
+        self.model.add_weighted_adapter(  # pyright: ignore[reportCallIssue]
+            self.names, weights, "merged", kind, density=density, svd_full_matrices=False
+        )
         self.model.set_adapter("merged")
         try:
             yield
