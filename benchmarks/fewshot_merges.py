@@ -1,0 +1,100 @@
+"""How strong, and how dense, peft's merges are in the few-shot benchmark: chosen once, on few rows.
+
+    python benchmarks/fewshot_merges.py            # --quick: one task, for a look
+
+The development tasks' examples (16, three draws) are scored under every merge of the shelf without
+the task's own expert; nothing is generated. The best total weight and density of each merge, by the
+mean over tasks of the log-likelihood per answer token, are the arms of `fewshot_peers.MERGES`.
+
+A merge of experts weighed alike grows with the weight and does not change otherwise: peft merges
+once for each density, and its adapter is rescaled.
+"""
+
+import argparse
+import time
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import numpy as np
+from fewshot_bench import Bench, lesson_of
+from fewshot_peers import merges_of
+from peft.helpers import rescale_adapter_scale
+
+from merges import KINDS, Kind, PeftMerges
+from nlp.answers import log_likelihood
+from nlp.data import EncodedRow
+from nlp.world.tasks import DEVELOPMENT
+from results import FOLDER, ROOT, Measurement, measured, write_results
+from units import Units
+
+SHOTS, DRAWS = 16, 3
+TOTALS = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0)
+DENSITIES = (0.2, 0.5, 0.7)
+VARIANTS: list[tuple[Kind, float]] = [
+    (kind, density) for kind in KINDS for density in (DENSITIES if "ties" in kind else (1.0,))
+]
+SETTINGS = {"shots": SHOTS, "draws": DRAWS, "totals": TOTALS}
+MEASURE = "log-likelihood per answer token"
+
+
+def told(
+    bench: Bench, merges: PeftMerges, rows: Sequence[EncodedRow], kind: Kind, density: float
+) -> dict[str, Any]:
+    """The rows' mean log-likelihood by the weights' sum, and the seconds of merging."""
+    found = []
+    start = time.perf_counter()
+    with merges.merged(kind, 1 / len(merges.names), density):
+        seconds = time.perf_counter() - start
+        for total in TOTALS:
+            with rescale_adapter_scale(merges.model, total):
+                one = log_likelihood(merges.model, bench.tokenizer, rows, batch_rows=50)
+            found.append(float(np.mean(one)))
+    return {"told": found, "seconds": seconds}
+
+
+def of_task(bench: Bench, units: Units, task: str) -> dict[tuple[Kind, float], dict[str, Any]]:
+    """What a task's examples say of every merge."""
+    drawn = (lesson_of(task, SHOTS, draw).few for draw in range(DRAWS))
+    rows = bench.encoded(list(dict.fromkeys(row for few in drawn for row in few)))
+    found = {}
+    with merges_of(bench, task) as merges:
+        for kind, density in VARIANTS:
+            key = f"{kind}, density {density}, {task}"
+            make = partial(told, bench, merges, rows, kind, density)
+            found[kind, density] = units.get(key, make)
+            units.gather()
+            print(key, found[kind, density], flush=True)
+    return found
+
+
+def main() -> None:
+    """Run the choice."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--quick", action="store_true", help="one task, for a look")
+    options = parser.parse_args()
+    out = ROOT / "out/benchmarks/fewshot_merges" / ("quick" if options.quick else "full")
+    results = out if options.quick else FOLDER
+    units = Units(out / "units", results / "fewshot_merges_units.json", SETTINGS)
+    tasks = [source.name for source in DEVELOPMENT][: 1 if options.quick else None]
+    bench = Bench(out)
+    by_task = [of_task(bench, units, task) for task in tasks]
+    rows: list[Measurement] = []
+    best: dict[str, tuple[float, dict[str, float]]] = {}
+    for kind, density in VARIANTS:
+        found = [one[kind, density] for one in by_task]
+        for index, total in enumerate(TOTALS):
+            arm = f"{kind}, density {density}, total {total}"
+            rows.append(measured(MEASURE, arm, [one["told"][index] for one in found]))
+            if kind not in best or rows[-1].mean > best[kind][0]:
+                best[kind] = rows[-1].mean, {"total": total, "density": density}
+        seconds = [one["seconds"] for one in found]
+        rows.append(measured("seconds of merging", f"{kind}, density {density}", seconds))
+    chosen = {kind: settings for kind, (_, settings) in best.items()}
+    settings = SETTINGS | {"densities": DENSITIES, "chosen": chosen}
+    write_results("fewshot_merges", rows, settings=settings, seeds=range(DRAWS), folder=results)
+    print(f"chosen: {chosen}")
+
+
+if __name__ == "__main__":
+    main()
