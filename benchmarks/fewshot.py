@@ -19,7 +19,7 @@ import argparse
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from itertools import product
 from typing import Any
@@ -43,7 +43,9 @@ from nlp.world.tasks import DEVELOPMENT
 from results import FOLDER, ROOT, Measurement, measured, write_results
 from units import Units
 
-SHOTS, DRAWS = (16, 64), 3
+STEPS = {16: 40, 64: 80}
+"""Steps of training by the number of examples, for all that are trained."""
+SHOTS, DRAWS = tuple(STEPS), 3
 ASKED = {"dev": 100, "test": None}
 GATES = "gates"
 
@@ -83,29 +85,38 @@ def lorahub(bench: Bench, lesson: Lesson) -> dict[str, Any]:
     return found
 
 
-def own_lora(bench: Bench, lesson: Lesson) -> dict[str, Any]:
-    """A LoRA (rank 8, all linear layers) trained on the examples, with no expert."""
-    folder = bench.out / f"lora {time.time_ns()}"
-    run = FitConfig(
-        output=folder / "run", steps=PRESET.steps, rows=ROWS, lr=1e-3, warmup=5, progress=False
-    )
-    start = time.perf_counter()
-    train_expert(
-        bench.model,
-        bench.encoded(lesson.few),
-        LoRA(name="own", rank=8, alpha=16, targets=ALL_LINEAR),
-        run,
-        pad=bench.tokenizer.pad_token_id,
-        base=BUILT_IN,
-        output=folder,
-        lesson={},
-    )
-    seconds = time.perf_counter() - start
-    adapted = PeftModel.from_pretrained(bench.model, folder / "own")
-    found = bench.judge(lesson.asked, model=adapted) | {"seconds": seconds}
-    adapted.unload()
-    shutil.rmtree(folder)
-    return found
+@dataclass(frozen=True)
+class OwnLoRA:
+    """A LoRA on all linear layers, trained on the examples, with no expert."""
+
+    steps: int
+    rank: int = 8
+    alpha: int = 16
+    lr: float = 1e-3
+
+    def __call__(self, bench: Bench, lesson: Lesson) -> dict[str, Any]:
+        """Train on the examples, then ask."""
+        folder = bench.out / f"lora {time.time_ns()}"
+        run = FitConfig(
+            output=folder / "run", steps=self.steps, rows=ROWS, lr=self.lr, warmup=5, progress=False
+        )
+        start = time.perf_counter()
+        train_expert(
+            bench.model,
+            bench.encoded(lesson.few),
+            LoRA(name="own", rank=self.rank, alpha=self.alpha, targets=ALL_LINEAR),
+            run,
+            pad=bench.tokenizer.pad_token_id,
+            base=BUILT_IN,
+            output=folder,
+            lesson={},
+        )
+        seconds = time.perf_counter() - start
+        adapted = PeftModel.from_pretrained(bench.model, folder / "own")
+        found = bench.judge(lesson.asked, model=adapted) | {"seconds": seconds}
+        adapted.unload()
+        shutil.rmtree(folder)
+        return found
 
 
 def untouched(bench: Bench, lesson: Lesson) -> dict[str, Any]:
@@ -142,14 +153,22 @@ FIXED: Mapping[str, Way] = {
     "NLA": fixed(Average()),
     "Arrow": fixed(Arrow(top_k=4), "matrix"),
 }
-LEARNED: Mapping[str, Way] = {
-    "base, examples in the prompt": made_by(examples_first, examples=ROWS),
-    "best expert": made_by(best_expert),
-    "LoRAHub, on Delta-W": made_by(lorahub, trials=SearchConfig.evaluations),
-    "X-LoRA in one pass": taught(XLORA),
-    "LoRA of the examples": made_by(own_lora, rank=8, alpha=16, lr=1e-3, steps=PRESET.steps),
-    GATES: taught(PRESET),
-}
+
+
+def learned(shots: int) -> Mapping[str, Way]:
+    """The ways that learn from examples, as they do from this many."""
+    steps = STEPS[shots]
+    return {
+        "base, examples in the prompt": made_by(examples_first, examples=ROWS),
+        "best expert": made_by(best_expert),
+        "LoRAHub, on Delta-W": made_by(lorahub, trials=SearchConfig.evaluations),
+        "X-LoRA in one pass": taught(replace(XLORA, steps=steps)),
+        "LoRA of the examples": Way(OwnLoRA(steps), asdict(OwnLoRA(steps))),
+        GATES: taught(replace(PRESET, steps=steps)),
+    }
+
+
+LEARNED = tuple(learned(SHOTS[0]))
 
 
 Cell = tuple[str, str, int, int]
@@ -220,18 +239,19 @@ def main() -> None:
     out = ROOT / "out/benchmarks" / name / ("quick" if options.quick else "full")
     results = out if options.quick else FOLDER
     units = Units(out / "units", results / f"{name}_units.json", settings)
-    bench, ways = Bench(out), {**FIXED, **LEARNED}
+    bench, ways = Bench(out), {0: FIXED, **{shots: learned(shots) for shots in SHOTS}}
     found: dict[Cell, dict[str, Any]] = {}
     for cell in cells(options.split, sizes, options.quick)[part - 1 :: parts]:
         way, task, shots, draw = cell
-        lesson, how = lesson_of(task, shots, draw, asked), ways[way]
+        lesson, how = lesson_of(task, shots, draw, asked), ways[shots][way]
         key = f"{way}, {task}, {shots}, {draw}"
         found[cell] = units.get(key, partial(how.arm, bench, lesson), how.made)
         units.gather()
         print(f"{key}: {share(found[cell]):.3f}", flush=True)
     if parts > 1:
         return
-    settings |= {"ways": {way: how.made for way, how in ways.items()}}
+    made = {n: {way: how.made for way, how in by_name.items()} for n, by_name in ways.items()}
+    settings |= {"ways by examples": made}
     seeds: Sequence[int] = range(DRAWS)
     write_results(name, summary(found), settings=settings, seeds=seeds, folder=results)
 
