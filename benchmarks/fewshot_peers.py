@@ -4,22 +4,30 @@ Every arm puts its adapters on the base and takes them off again. Peers that wan
 shape get exact copies of the experts; peft's merges take the experts as they are.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+import time
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import nevergrad as ng
+import numpy as np
 import torch
 import torch.nn.functional as F
+from accelerate import Accelerator
+from fewshot_ablation import PRESET
 from fewshot_bench import Bench, Lesson
-from peft import LoraConfig, get_peft_model, set_peft_model_state_dict
+from peft import LoraConfig, XLoraConfig, get_peft_model, set_peft_model_state_dict
 
 from merges import DENSITY, Kind, PeftMerges
 from mole_vl import Expert, Factors, write_peft
 from mole_vl.peft_folder import peft_tensors
+from nlp.data import TextRow, to_device
 from nlp.forms import form_of
+from nlp.task import LanguageTask, answer_losses
 
 
 def of_one_shape(experts: Sequence[Expert]) -> list[Expert]:
@@ -99,16 +107,13 @@ class SummedApart:
 
     Args:
         model: The base under peft.
+        names: The experts', in order.
         factors: Those of all experts, stacked, by peft's keys.
     """
 
     model: Any
+    names: Sequence[str]
     factors: Mapping[str, torch.Tensor]
-
-    @property
-    def experts(self) -> int:
-        """How many are summed."""
-        return len(next(iter(self.factors.values())))
 
     def put(self, weights: Sequence[float]) -> None:
         """Give the experts these weights, in order."""
@@ -137,7 +142,7 @@ def summed_apart(bench: Bench, task: str) -> Iterator[SummedApart]:
     )
     model = get_peft_model(bench.model, config)
     try:
-        yield SummedApart(model, factors)
+        yield SummedApart(model, [copy.name for copy in copies], factors)
     finally:
         model.unload()
 
@@ -145,5 +150,94 @@ def summed_apart(bench: Bench, task: str) -> Iterator[SummedApart]:
 def uniform(bench: Bench, lesson: Lesson) -> dict[str, Any]:
     """MTTL's `uniform`: the mean of the experts' A, and that of their B."""
     with summed_apart(bench, lesson.task) as summed:
-        summed.put([1 / summed.experts] * summed.experts)
+        summed.put([1 / len(summed.names)] * len(summed.names))
         return bench.judge(lesson.asked, model=summed.model)
+
+
+def lorahub_objective(
+    bench: Bench, summed: SummedApart, few: Sequence[TextRow]
+) -> Callable[[Sequence[float]], float]:
+    """What LoRAHub's public code minimises: the examples' mean loss, in one batch, by their number.
+
+    Beside it 0.05 times the weights' mean absolute value, so that of 64 examples the loss counts a
+    quarter of what it counts of 16.
+    """
+    rows = form_of(bench.model).rows(bench.encoded(few), bench.tokenizer.pad_token_id)
+    batch, autocast = to_device(rows, bench.device), Accelerator().autocast
+
+    def objective(weights: Sequence[float]) -> float:
+        summed.put(weights)
+        with torch.no_grad(), autocast():
+            losses, scored = answer_losses(summed.model, batch)
+        mean = float(losses.sum() / scored.sum())
+        return mean / len(few) + 0.05 * float(np.abs(weights).mean())
+
+    return objective
+
+
+def lorahub(bench: Bench, lesson: Lesson) -> dict[str, Any]:
+    """LoRAHub as its public code has it: A and B summed apart, 40 trials (arXiv 2307.13269)."""
+    with summed_apart(bench, lesson.task) as summed:
+        objective = lorahub_objective(bench, summed, lesson.few)
+        start = time.perf_counter()
+        space = ng.p.Array(init=np.zeros(len(summed.names)), lower=-1.5, upper=1.5)
+        space.random_state = np.random.RandomState(42)
+        search = ng.optimizers.NGOpt(space, budget=40)
+        with warnings.catch_warnings():
+            # What nevergrad asks of scipy is scipy's to mend, and is mended there.
+            warnings.filterwarnings("ignore", "COBYLA: Invalid")
+            weights = search.minimize(objective).value
+        summed.put(weights)
+        seconds = time.perf_counter() - start
+        told = {name: round(float(w), 3) for name, w in zip(summed.names, weights, strict=True)}
+        found = bench.judge(lesson.asked, model=summed.model)
+    return found | {"seconds": seconds, "weights": told}
+
+
+@contextmanager
+def x_lora_of(bench: Bench, task: str) -> Iterator[Any]:
+    """The base under peft's X-LoRA of the shelf, untrained; the base alone afterwards."""
+    copies = of_one_shape(bench.experts(task))
+    config, cached = bench.model.config, bench.model.config.use_cache
+    # It demands numbers as names, and a model without cache: its first pass would fill the one that
+    # its second reads, and the answers would be others.
+    with (
+        ExitStack() as undo,
+        folders_of({str(i): copy for i, copy in enumerate(copies)}) as folders,
+    ):
+        undo.callback(setattr, config, "use_cache", cached)
+        config.use_cache = False
+        torch.manual_seed(0)
+        settings = XLoraConfig(
+            task_type=form_of(bench.model).task_type,
+            hidden_size=config.hidden_size,
+            adapters={name: str(folder) for name, folder in folders.items()},
+        )
+        model = get_peft_model(bench.model, settings)
+        undo.callback(model.unload)
+        yield model
+
+
+@dataclass(frozen=True)
+class XLora:
+    """An arm of peft's X-LoRA class, in its own defaults: one linear layer, softmax, two passes.
+
+    Args:
+        lr: Of the classifier; the default is that of the authors' example of training.
+        steps: Of 16 examples.
+    """
+
+    lr: float = 1e-4
+    steps: int = PRESET.steps
+
+    def __call__(self, bench: Bench, lesson: Lesson) -> dict[str, Any]:
+        """Train the classifier on the examples, then ask."""
+        with x_lora_of(bench, lesson.task) as model:
+            task = LanguageTask(
+                model,
+                bench.encoded(lesson.few),
+                pad=bench.tokenizer.pad_token_id,
+                parameters={name: p for name, p in model.named_parameters() if p.requires_grad},
+            )
+            seconds = bench.taught(task, steps=self.steps, lr=self.lr)
+            return bench.judge(lesson.asked, model=model) | {"seconds": seconds}

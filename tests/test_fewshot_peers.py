@@ -14,6 +14,8 @@ from mole_vl import Expert, Factors, mix
 from mole_vl.arithmetic import weighted_sum
 from mole_vl.gates import Average
 from nlp.data import TextRow
+from nlp.forms import form_of
+from nlp.task import answer_losses
 from nlp.world.tasks import SHELF
 from tests.nlp.toys import tiny_model, tiny_tokenizer
 from tests.toys import expert
@@ -22,6 +24,7 @@ from tests.toys import expert
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")
 
 ROWS = [TextRow(f"plural of {word}:", f"{word}s", "plural") for word in ("cat", "egg", "owl")]
+IDS = torch.randint(1, 60, (2, 7), generator=torch.Generator().manual_seed(1))
 Q, V, UP, DOWN = "self_attn.q_proj", "self_attn.v_proj", "mlp.up_proj", "mlp.down_proj"
 
 
@@ -33,17 +36,30 @@ def module(monkeypatch):
 
 def toys(model):
     """Four experts of the shelf's first names, of differing ranks, scales and layers."""
-    shapes = [([0, 1], [Q, V], 2), ([0], [Q], 1), ([1], [Q, UP, DOWN], 3), ([0, 1], [V], 4)]
-    return {
-        source.name: expert(
-            source.name,
+    shapes = [([0, 1], [Q, V], 2), ([1], [Q, UP, DOWN], 3), ([0, 1], [V], 4)]
+    names = [source.name for source in SHELF[: len(shapes) + 1]]
+    found = {
+        name: expert(
+            name,
             model,
             [f"model.layers.{block}.{layer}" for block in blocks for layer in layers],
             [rank] * len(blocks) * len(layers),
             seed=seed,
         )
-        for seed, (source, (blocks, layers, rank)) in enumerate(zip(SHELF, shapes, strict=False))
+        for seed, (name, (blocks, layers, rank)) in enumerate(zip(names, shapes, strict=False))
     }
+    return found | {names[-1]: helpful(names[-1])}
+
+
+def helpful(name):
+    """An expert under which the rows' answers are more likely: a long step down their gradient."""
+    model, path = tiny_model(), f"model.layers.1.{DOWN}"
+    weight = model.get_submodule(path).weight.requires_grad_()
+    rows = form_of(model).encode_rows(ROWS, tiny_tokenizer())
+    losses, _ = answer_losses(model, form_of(model).rows(rows, 0))
+    losses.sum().backward()
+    u, _, v = torch.linalg.svd(weight.grad)
+    return Expert(name, {path: Factors(v[:1], u[:, :1], -20.0)})
 
 
 @pytest.fixture
@@ -63,9 +79,8 @@ def lesson(module):
 
 
 def logits(model):
-    ids = torch.randint(1, 60, (2, 7), generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
-        return model(input_ids=ids).logits
+        return model(input_ids=IDS).logits
 
 
 def with_updates(model, updates):
@@ -73,9 +88,13 @@ def with_updates(model, updates):
     changed = {
         f"{path}.weight": model.get_submodule(path).weight + u for path, u in updates.items()
     }
-    ids = torch.randint(1, 60, (2, 7), generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
-        return functional_call(model, changed, (ids,)).logits
+        return functional_call(model, changed, (IDS,)).logits
+
+
+def adding(shares, update):
+    """A hook that adds an update's output, weighed at each position."""
+    return lambda _, args, out: out + shares * (args[0] @ update.T)
 
 
 def apart(experts, weights):
@@ -210,13 +229,87 @@ def test_weights_of_factors_summed_apart_count_twice(module, bench):
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("arm", ["uniform", "cat", "dare_ties_svd"])
+def test_the_objective_of_lorahub_divides_by_the_examples_and_adds_its_l1(module, bench):
+    peers, weights = module("fewshot_peers"), [0.5, -1.0, 0.25, 0.0]
+    with peers.summed_apart(bench, "") as summed:
+        found = peers.lorahub_objective(bench, summed, ROWS)(weights)
+        losses = []
+        for row in bench.encoded(ROWS):
+            ids = torch.tensor([row.prompt + row.answer])
+            with torch.no_grad():
+                spoken = summed.model(input_ids=ids).logits[0].log_softmax(-1)
+            start = len(row.prompt)
+            losses += [-spoken[start + i - 1, t] for i, t in enumerate(row.answer)]
+    mean = float(torch.stack(losses).mean())
+    assert found == pytest.approx(mean / 3 + 0.05 * 1.75 / 4, rel=1e-5)
+
+
+def test_lorahub_keeps_within_its_bounds_and_finds_the_same_again(module, bench, lesson):
+    peers = module("fewshot_peers")
+    found, again = (peers.lorahub(bench, lesson) for _ in range(2))
+    weights = found["weights"]
+    assert list(weights) == [one.name for one in bench.experts("")]
+    assert all(abs(weight) <= 1.5 for weight in weights.values())
+    assert any(weights.values())
+    assert again["weights"] == weights
+    assert again["told"] == found["told"]
+    with peers.summed_apart(bench, "") as summed:
+        objective = peers.lorahub_objective(bench, summed, ROWS)
+        assert objective(list(weights.values())) < objective([0.0] * 4)
+
+
+def test_x_lora_weighs_every_position_by_its_state_in_the_base(module, bench):
+    with torch.no_grad():
+        states = bench.model.model(input_ids=IDS).last_hidden_state
+        with module("fewshot_peers").x_lora_of(bench, "") as model:
+            found = logits(model)
+            weights = model.base_model.internal_xlora_classifier.layers(states).softmax(-1)
+    base = tiny_model()
+    for number, one in enumerate(bench.experts("")):
+        for path, factors in one.layers.items():
+            hook = adding(weights[:, :, number, None], factors.delta())
+            base.get_submodule(path).register_forward_hook(hook)
+    torch.testing.assert_close(found, logits(base), rtol=1e-4, atol=1e-5)
+    assert weights.std(1).max() > 1e-2
+
+
+def test_x_lora_answers_as_its_forwards_say(module, bench):
+    """Its `generate` runs without a cache, which its first pass would fill for the second."""
+    rows = bench.encoded(ROWS)
+    ids = torch.tensor([rows[0].prompt])
+    with module("fewshot_peers").x_lora_of(bench, "") as model, torch.no_grad():
+        found = model.generate(input_ids=ids, max_new_tokens=6, do_sample=False, eos_token_id=-1)
+        for _ in range(6):
+            ids = torch.cat([ids, model(input_ids=ids).logits[:, -1:].argmax(-1)], 1)
+    assert torch.equal(found, ids)
+
+
+def test_x_lora_learns_its_classifier_alone(module, bench, lesson):
+    peers = module("fewshot_peers")
+    with peers.x_lora_of(bench, "") as model:
+        names = [name for name, p in model.named_parameters() if p.requires_grad]
+        before = bench.judge(ROWS, model=model)["told"]
+    assert names and all("internal_xlora_classifier" in name for name in names)
+    after = peers.XLora(lr=5e-2, steps=10)(bench, lesson)["told"]
+    assert sum(after) > sum(before)
+
+
+ARMS = {
+    "uniform": lambda peers: peers.uniform,
+    "cat": lambda peers: peers.Merge("cat", total=4.0),
+    "dare_ties_svd": lambda peers: peers.Merge("dare_ties_svd", total=4.0, density=0.5),
+    "LoRAHub": lambda peers: peers.lorahub,
+    "X-LoRA": lambda peers: peers.XLora(lr=5e-2, steps=2),
+}
+
+
+@pytest.mark.parametrize("arm", ARMS)
 def test_an_arm_leaves_the_base_as_it_was(module, bench, lesson, arm):
-    peers, before = module("fewshot_peers"), logits(bench.model)
-    arms = {"uniform": peers.uniform}
-    run = arms[arm] if arm in arms else peers.Merge(arm, total=4.0, density=0.5)
-    found = run(bench, lesson)
+    before, cached = logits(bench.model), bench.model.config.use_cache
+    found = ARMS[arm](module("fewshot_peers"))(bench, lesson)
     assert len(found["hits"]) == len(found["told"]) == len(ROWS)
     assert torch.equal(logits(bench.model), before)
     assert list(bench.model.state_dict()) == list(tiny_model().state_dict())
+    assert not any(p.requires_grad for p in bench.model.parameters())
+    assert bench.model.config.use_cache == cached
     assert bench.judge(ROWS)["told"] != found["told"]
