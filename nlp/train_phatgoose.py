@@ -105,10 +105,24 @@ def train_alone(
     mixture.unmix()
 
 
-def joined(model: Any, experts: list[Expert], config: PhatgooseConfig) -> Mixture:
-    """The model mixed with all experts, routed by what each gate learned alone.
+def train_missing(
+    model: Any,
+    tokenizer: Any,
+    experts: Sequence[Expert],
+    data: Sequence[Sequence[TextRow]],
+    config: PhatgooseConfig,
+) -> None:
+    """Train the gates that are not there yet, each on its own expert's rows."""
+    for expert, rows in zip(experts, data, strict=True):
+        if not _file(config, expert.name).exists():
+            train_alone(model, tokenizer, expert, rows, config)
+
+
+def joined(model: Any, experts: Sequence[Expert], config: PhatgooseConfig) -> Mixture:
+    """The model mixed with experts, all or some, routed by what each gate learned alone.
 
     Raises:
+        FileNotFoundError: A gate that was not trained yet.
         ValueError: A gate that was learned for other factors.
     """
     learned: dict[str, Mapping[str, Tensor]] = {}
@@ -141,9 +155,7 @@ def main(config: PhatgooseConfig) -> None:
     ]
     with PartialState().main_process_first():
         model, tokenizer = load_base(config.base, quantise=config.quantise)
-    for expert, rows in zip(experts, data, strict=True):
-        if not _file(config, expert.name).exists():
-            train_alone(model, tokenizer, expert, rows, config)
+    train_missing(model, tokenizer, experts, data, config)
     mixture = joined(model, experts, config)
     if PartialState().is_main_process:
         file = config.fit.output / "gates/model.safetensors"
