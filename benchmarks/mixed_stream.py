@@ -23,8 +23,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from fewshot import untouched
 from fewshot_bench import WORLD, Arm, Bench, Lesson, asked_within, share
+from fewshot_ways import untouched
 from shelf_routers import classified, phatgoose, told
 from torch import Tensor
 

@@ -9,14 +9,14 @@ The unit is the task and draw, the two sides measured one after the other.
 """
 
 import argparse
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
-from fewshot_ablation import PRESET
-from fewshot_bench import ROWS, Bench, Gates, lesson_of
+from fewshot_ablation import PRESET, XLORA
+from fewshot_bench import ROWS, Bench, lesson_of
 from fewshot_peers import XLora
 
-from mole_vl.gates import MoLE
 from nlp.world.tasks import DEVELOPMENT
 from results import FOLDER, ROOT, measured, write_results
 from units import Units
@@ -38,7 +38,7 @@ def main() -> None:
     units = Units(out / "units", results / "xlora_cost_units.json", settings)
     sides = {
         PEFT: XLora(steps=steps),
-        OURS: Gates(MoLE(over="position"), "network", lr=5e-3, after=10, steps=steps),
+        OURS: replace(XLORA, steps=steps),
     }
     bench, found = Bench(out), {side: [] for side in sides}
     for task in [source.name for source in DEVELOPMENT][: 1 if options.quick else None]:
