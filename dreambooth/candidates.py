@@ -7,7 +7,7 @@ from typing import Literal
 from dreambooth.class_pictures import PriorConfig
 from dreambooth.denoise import DenoiseConfig
 from dreambooth.drawing import DrawConfig
-from mole_vl.faults import at_least, plain_word, refuse
+from mole_vl.faults import at_least, plain_word, positive, refuse
 from mole_vl.training import FitConfig
 
 
@@ -140,6 +140,6 @@ def pair_faults(rank: int, alpha: float, targets: tuple[str, ...]) -> list[str |
     """What is wrong with the settings of factor pairs."""
     return [
         at_least("rank", rank, 1),
-        None if alpha > 0 else f"alpha is {alpha}, expected a positive number",
+        positive("alpha", alpha),
         None if targets else "targets is empty, expected names of layers",
     ]

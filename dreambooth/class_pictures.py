@@ -12,7 +12,7 @@ from dreambooth.base import Base
 from dreambooth.data import SUFFIXES, Example, picture_files
 from dreambooth.drawing import DrawConfig, draw
 from dreambooth.grid import to_image
-from mole_vl.faults import at_least, refuse
+from mole_vl.faults import at_least, positive, refuse
 from mole_vl.files import new_file
 from mole_vl.training import mix_seed
 
@@ -45,7 +45,7 @@ class PriorConfig:
             [
                 None if self.prompt.strip() else "prompt is empty, expected the class in words",
                 at_least("count", self.count, 0),
-                None if self.weight > 0 else f"weight is {self.weight}, expected a positive number",
+                positive("weight", self.weight),
             ],
         )
 

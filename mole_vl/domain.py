@@ -6,6 +6,7 @@ from pathlib import Path
 
 from torch import nn
 
+from mole_vl.faults import at_least, refuse
 from mole_vl.gates import GateSpec
 from mole_vl.mixture import Mixture
 from mole_vl.sites import SiteKind
@@ -66,7 +67,11 @@ def prepare(
     Returns:
         The mixtures by component, the task that trains their gates and measures what they say, and
         the settings for `fit` that a resumed run must agree on.
+
+    Raises:
+        ValueError: A negative or endless `balance` or `centring`; what the domain refuses.
     """
+    refuse("gates", [at_least("balance", balance, 0), at_least("centring", centring, 0)])
     mixtures = domain.mix(gate, site, after)
     task = domain.task(balance)
     centre_gates(mixtures.values(), task, rows=fit.rows, batches=centring, seed=fit.seed)

@@ -87,6 +87,11 @@ class Expert:
             raise ValueError(f"expert {self.name!r} from {self.source} changes no layer")
         for path, factors in self.layers.items():
             for letter, factor in (("a", factors.a), ("b", factors.b)):
+                if not factor.is_floating_point():
+                    raise ValueError(
+                        f"expert {self.name!r} from {self.source}: factor {letter} of {path} is "
+                        f"of {factor.dtype}, expected floating-point numbers"
+                    )
                 if not torch.isfinite(factor).all():
                     raise ValueError(
                         f"expert {self.name!r} from {self.source}: factor {letter} of {path} "

@@ -2,12 +2,18 @@
 
 import errno
 import hashlib
+import json
 import os
 import shutil
 import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
 
 
 @contextmanager
@@ -57,7 +63,16 @@ def _take_place(partial: Path, folder: Path) -> None:
 
 @contextmanager
 def new_file(path: Path) -> Iterator[Path]:
-    """A file to write; at the end of the block it stands as `path`, in place of an older one."""
+    """A file to write; at the end of the block it stands as `path`, in place of an older one.
+
+    Raises:
+        ValueError: A folder is in its place, or a file in its folder's.
+    """
+    standing = next(place for place in path.absolute().parents if place.exists())
+    if not standing.is_dir():
+        raise ValueError(f"{standing} is a file, expected a folder for {path.name}")
+    if path.is_dir():
+        raise ValueError(f"{path} is a folder, expected a file")
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=path.suffix, dir=path.parent)
     os.close(handle)
@@ -85,6 +100,47 @@ def check_output(name: str, folder: Path) -> None:
         tempfile.TemporaryDirectory(prefix=".", dir=standing).cleanup()
     except OSError as error:
         raise ValueError(f"{name}: {folder} cannot be written: {error.strerror}") from error
+
+
+def read_text(file: Path) -> str:
+    """The text of a file in UTF-8, without the mark of it that some editors begin a file with.
+
+    Raises:
+        ValueError: The file is in another encoding.
+    """
+    try:
+        return file.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f"{file}: no UTF-8 text (at byte {error.start}: {error.reason}); save it as UTF-8"
+        ) from error
+
+
+def read_object(file: Path) -> dict[str, Any]:
+    """The JSON object in a file.
+
+    Raises:
+        ValueError: The file holds none.
+    """
+    try:
+        found = json.loads(read_text(file))
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{file} is no JSON: {error}") from error
+    if not isinstance(found, dict):
+        raise ValueError(f"{file} holds a {type(found).__name__}, expected an object")
+    return found
+
+
+def read_tensors(file: Path) -> dict[str, Tensor]:
+    """The tensors in a safetensors file.
+
+    Raises:
+        ValueError: The file is damaged.
+    """
+    try:
+        return load_file(file)
+    except SafetensorError as error:
+        raise ValueError(f"{file} is damaged or no safetensors file: {error}") from error
 
 
 def digest(files: Iterable[Path]) -> str:

@@ -13,7 +13,7 @@ from mole_vl.bank import GateBank
 from mole_vl.calls import Calls
 from mole_vl.dispatch import Dispatch
 from mole_vl.experts import Expert
-from mole_vl.faults import some
+from mole_vl.faults import refuse, some
 from mole_vl.features import Features
 from mole_vl.gates import Gate, GateSpec
 from mole_vl.layers import Chosen, MixtureLayer, mixture_layer
@@ -229,7 +229,7 @@ class Mixture(nn.Module):
     def _vector(self, given: Any) -> Tensor:
         if isinstance(given, Mapping):
             self._known(given)
-            given = [float(given.get(name, 0.0)) for name in self.names]
+            given = numbers(self.names, given)
         weights = torch.as_tensor(given, dtype=torch.float32, device=self._device())
         if not bool(weights.isfinite().all()):
             raise ValueError(f"weights are {given!r}, expected finite numbers")
@@ -360,3 +360,18 @@ class Mixture(nn.Module):
             shared = f": {len(paths)} layers ({some(paths)})"
             lines.append(f"  {site.name}{shared if paths != [site.name] else ''}")
         return "\n".join(lines)
+
+
+def numbers(names: Sequence[str], given: Mapping[str, Any]) -> list[float]:
+    """Weights by expert's name in the order of `names`, zero for the others.
+
+    Raises:
+        ValueError: A weight that is no number.
+    """
+    odd = [f"{name} weighs {w!r}, expected a number" for name, w in given.items() if not _is_one(w)]
+    refuse("weights", odd)
+    return [float(given.get(name, 0.0)) for name in names]
+
+
+def _is_one(weight: Any) -> bool:
+    return isinstance(weight, Real) or (isinstance(weight, Tensor) and weight.numel() == 1)

@@ -13,12 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from mole_vl.experts import Expert, Factors
-from mole_vl.files import new_folder
+from mole_vl.files import new_folder, read_object, read_tensors
 
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
@@ -171,16 +170,13 @@ def _exact(path: str) -> str:
 
 def _read_config(folder: Path) -> Mapping[str, Any]:
     file = folder / CONFIG
-    if not file.exists():
+    if not file.is_file():
         parts = sorted(path.parent.name for path in folder.glob(f"*/{CONFIG}"))
         advice = f", but one of them by component ({', '.join(parts)}): call read_components"
         raise FileNotFoundError(
             f"{file} is missing: {folder} is no PEFT LoRA folder{advice if parts else ''}"
         )
-    try:
-        config = json.loads(file.read_text())
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{file} is no JSON: {error}") from error
+    config = read_object(file)
     check_config(config, str(file))
     return config
 
@@ -206,17 +202,39 @@ def check_config(config: Any, where: str) -> None:
     start = config.get("init_lora_weights", True)
     if start not in _PLAIN_STARTS:
         faults.append(f"init_lora_weights = {start!r} changes the base; convert it to plain LoRA")
-    for key, kind in (("r", int), ("lora_alpha", int | float)):
-        value: Any = config.get(key)
-        if not isinstance(value, kind) or not 0 < value < math.inf:
-            faults.append(f"{key} = {value!r}, expected a positive number")
+    for key, pattern, kind in (
+        ("r", "rank_pattern", int),
+        ("lora_alpha", "alpha_pattern", int | float),
+    ):
+        given: Any = config.get(pattern) or {}
+        if not isinstance(given, dict):
+            faults.append(f"{pattern} = {given!r}, expected numbers by ends of paths")
+            given = {}
+        numbers = {key: config.get(key), **{f"{pattern}[{end!r}]": v for end, v in given.items()}}
+        faults += [
+            f"{name} = {value!r}, expected a positive number"
+            for name, value in numbers.items()
+            if isinstance(value, bool) or not isinstance(value, kind) or not 0 < value < math.inf
+        ]
+        faults += [
+            f"{pattern}[{end!r}] is no pattern: {why}" for end in given if (why := _odd(end))
+        ]
     if faults:
         raise ValueError(f"{where}: " + "; ".join(faults))
 
 
+def _odd(pattern: str) -> str | None:
+    """What is wrong with a regular expression, or None."""
+    try:
+        re.compile(pattern)
+    except re.error as error:
+        return str(error)
+    return None
+
+
 def _read_tensors(folder: Path) -> Mapping[str, Tensor]:
     file = folder / WEIGHTS
-    if not file.exists():
+    if not file.is_file():
         pickled = folder / "adapter_model.bin"
         if pickled.exists():
             raise ValueError(
@@ -224,10 +242,7 @@ def _read_tensors(folder: Path) -> Mapping[str, Tensor]:
                 f"{WEIGHTS} where you trust it"
             )
         raise FileNotFoundError(f"{file} is missing: copy it there, beside {CONFIG}")
-    try:
-        return load_file(file)
-    except SafetensorError as error:
-        raise ValueError(f"{file} is damaged or no safetensors file: {error}") from error
+    return read_tensors(file)
 
 
 def layers_by_config(

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mole_vl.faults import at_least, refuse
+from mole_vl.faults import at_least, positive, refuse
 from mole_vl.gates.constants import Average
 from mole_vl.gates.gate import Gate, GateInput, GateSpec
 from mole_vl.gates.output import GateOutput
@@ -101,13 +101,8 @@ class Directed(ByPosition):
     tau: float = 1.0
 
     def __post_init__(self) -> None:
-        refuse(
-            type(self).__name__,
-            [
-                at_least("top_k", self.top_k, 1),
-                None if self.tau > 0 else f"tau is {self.tau}, expected > 0",
-            ],
-        )
+        faults = [at_least("top_k", self.top_k, 1), positive("tau", self.tau)]
+        refuse(type(self).__name__, faults)
 
     @abstractmethod
     def gate(self, layer: MixtureLinear) -> Gate:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from mole_vl.faults import refuse
+from mole_vl.faults import positive, refuse
 
 
 class Normaliser(nn.Module):
@@ -88,7 +88,8 @@ class NormaliserSpec:
 
 def _temperature_faults(low: float, high: float) -> list[str | None]:
     return [
-        None if low > 0 else f"tau_low is {low}, expected a positive number",
+        positive("tau_low", low),
+        positive("tau_high", high),
         None if high > low else f"tau_high is {high}, expected more than tau_low = {low}",
     ]
 
@@ -128,11 +129,8 @@ class ScaledSoftmax(NormaliserSpec):
     tau_high: float = 4.0
 
     def __post_init__(self) -> None:
-        positive = self.total is None or self.total > 0
         faults = _temperature_faults(self.tau_low, self.tau_high)
-        refuse(
-            "ScaledSoftmax", [None if positive else f"total is {self.total}, expected > 0", *faults]
-        )
+        refuse("ScaledSoftmax", [positive("total", self.total), *faults])
 
     def build(self, experts: int) -> Normaliser:
         """The normaliser as a module."""

@@ -9,7 +9,7 @@ from typing import Any, Literal, get_args
 from accelerate.tracking import get_available_trackers
 from accelerate.utils import LoggerType
 
-from mole_vl.faults import at_least, between, one_of, refuse
+from mole_vl.faults import at_least, between, one_of, positive, refuse, share
 from mole_vl.training.optimizers import Rule, lacking
 
 _TRACKERS = [kind.value for kind in LoggerType]
@@ -71,14 +71,12 @@ class FitConfig:
                 at_least("micro_rows", self.micro_rows, 1),
                 one_of("optimizer", self.optimizer, get_args(Rule)),
                 lacking(self.optimizer),
-                None if self.lr > 0 else f"lr is {self.lr}, expected a positive number",
+                positive("lr", self.lr),
                 one_of("schedule", self.schedule, _SCHEDULES),
                 between("warmup", self.warmup, 0, self.steps) if self.steps > 0 else None,
                 at_least("weight_decay", self.weight_decay, 0),
-                None
-                if self.clip is None or self.clip > 0
-                else f"clip is {self.clip}, expected > 0",
-                None if 0 <= self.ema < 1 else f"ema is {self.ema}, expected 0 <= ema < 1",
+                positive("clip", self.clip),
+                share("ema", self.ema),
                 at_least("seed", self.seed, 0),
                 at_least("save_every", self.save_every, 1),
                 at_least("log_every", self.log_every, 1),

@@ -139,10 +139,10 @@ class _Run:
         if not self.log_file.exists():
             return
         kept = []
-        for line in self.log_file.read_text().splitlines():
+        for line in self.log_file.read_text(errors="replace").splitlines():
             try:
                 step = json.loads(line)["step"]
-            except json.JSONDecodeError:
+            except (ValueError, LookupError, TypeError):
                 break
             if step <= self.step:
                 kept.append(line + "\n")

@@ -14,8 +14,8 @@ import torch
 from accelerate import Accelerator
 from tqdm.auto import tqdm
 
-from mole_vl.faults import at_least, refuse
-from mole_vl.files import check_output, new_file
+from mole_vl.faults import at_least, between, refuse
+from mole_vl.files import check_output, new_file, read_object
 from mole_vl.gates import ConstantGate
 from mole_vl.mixture import Mixture
 from mole_vl.training.alone import alone_in
@@ -63,15 +63,16 @@ class SearchConfig:
                 at_least("rows", self.rows, 1),
                 at_least("micro_rows", self.micro_rows, 1),
                 None
-                if self.low <= 0 <= self.high and self.low < self.high
-                else f"low and high are {self.low} and {self.high}, expected low <= 0 <= high: the "
-                "search starts at 0",
+                if -math.inf < self.low <= 0 <= self.high < math.inf and self.low < self.high
+                else f"low and high are {self.low} and {self.high}, expected low <= 0 <= high, "
+                "both finite: the search starts at 0",
                 at_least("l1", self.l1, 0),
                 None
                 if self.optimizer in ng.optimizers.registry
                 else f"optimizer is {self.optimizer!r}, expected one that nevergrad registers, "
                 "such as NGOpt, CMA, TwoPointsDE or OnePlusOne",
-                at_least("seed", self.seed, 0),
+                # What numpy's RandomState takes.
+                between("seed", self.seed, 0, 2**32 - 1),
             ],
         )
 
@@ -135,21 +136,27 @@ class _Search:
         """Take up what was tried before."""
         if not self.file.exists():
             return
-        content = json.loads(self.file.read_text())
-        names = dict.fromkeys([*self.settings, *content["settings"]])
+        content = read_object(self.file)
+        try:
+            settings = dict(content["settings"])
+            trials = [Trial(tuple(one["weights"]), one["loss"]) for one in content["trials"]]
+        except (LookupError, TypeError, ValueError) as error:
+            raise ValueError(
+                f"search: {self.file} is no list of trials: remove it, or take another output "
+                "folder"
+            ) from error
+        names = dict.fromkeys([*self.settings, *settings])
         faults = [
-            f"{name} was {content['settings'].get(name)!r}, is {self.settings.get(name)!r}"
+            f"{name} was {settings.get(name)!r}, is {self.settings.get(name)!r}"
             for name in names
-            if content["settings"].get(name) != self.settings.get(name)
+            if settings.get(name) != self.settings.get(name)
         ]
         if faults:
             raise ValueError(
                 f"search: what {self.file} holds was tried with other settings "
                 f"({'; '.join(faults)}); take another output folder, or remove this one"
             )
-        for one in content["trials"]:
-            trial = Trial(tuple(one["weights"]), one["loss"])
-            self.known[trial.weights] = trial
+        self.known = {trial.weights: trial for trial in trials}
 
     def tried(self, weights: tuple[float, ...]) -> Trial:
         """A trial of these weights; what was tried before is not tried again."""

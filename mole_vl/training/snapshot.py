@@ -2,6 +2,7 @@
 
 import json
 import os
+import pickle
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -9,8 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
+
+from mole_vl.files import read_object, read_tensors
 
 _PREFIX = "checkpoint-"
 _PARTIAL = ".partial-"
@@ -61,27 +64,47 @@ def write_snapshot(folder: Path, snapshot: Snapshot) -> Path:
     shutil.rmtree(final, ignore_errors=True)
     partial.rename(final)
     _sync(folder)
-    for old in sorted(folder.glob(f"{_PREFIX}*")):
+    for old in _snapshots(folder):
         if old.name < final.name:
             shutil.rmtree(old)
     return final
 
 
+def _snapshots(folder: Path) -> list[Path]:
+    """Complete snapshots, oldest first; folders that are called otherwise are somebody else's."""
+    return sorted(
+        path
+        for path in folder.glob(f"{_PREFIX}*")
+        if path.name.removeprefix(_PREFIX).isdigit() and path.is_dir()
+    )
+
+
 def read_snapshot(folder: Path) -> Snapshot | None:
-    """The newest complete snapshot under `folder`, or None. Partial ones are swept away."""
+    """The newest complete snapshot under `folder`, or None. Partial ones are swept away.
+
+    Raises:
+        ValueError: It is damaged.
+    """
     for leftover in folder.glob(f"{_PARTIAL}*"):
         shutil.rmtree(leftover)
-    found = sorted(folder.glob(f"{_PREFIX}*"))
+    found = _snapshots(folder)
     if not found:
         return None
     newest = found[-1]
-    header = json.loads((newest / "run.json").read_text())
-    state = torch.load(newest / "optimizer.pt", map_location="cpu", weights_only=True)
-    return Snapshot(
-        step=header["step"],
-        settings=header["settings"],
-        weights=load_file(newest / "weights.safetensors"),
-        averages=load_file(newest / "averages.safetensors"),
-        optimizer=state["optimizer"],
-        scaler=state["scaler"],
-    )
+    try:
+        header = read_object(newest / "run.json")
+        state = torch.load(newest / "optimizer.pt", map_location="cpu", weights_only=True)
+        return Snapshot(
+            step=header["step"],
+            settings=header["settings"],
+            weights=read_tensors(newest / "weights.safetensors"),
+            averages=read_tensors(newest / "averages.safetensors"),
+            optimizer=state["optimizer"],
+            scaler=state["scaler"],
+        )
+    except (ValueError, LookupError, EOFError, OSError, RuntimeError, pickle.PickleError) as error:
+        said = str(error).partition("\n")[0]
+        raise ValueError(
+            f"{newest} is damaged ({type(error).__name__}: {said}): remove it, and the run starts "
+            "anew"
+        ) from error

@@ -94,7 +94,7 @@ def test_the_file_gives_the_same_gates(tmp_path):
 
 @pytest.mark.parametrize(
     ("settings", "told"),
-    [({"top_k": 0}, "top_k is 0"), ({"tau": 0.0}, "tau is 0.0, expected > 0")],
+    [({"top_k": 0}, "top_k is 0"), ({"tau": 0.0}, "tau is 0.0, expected a positive")],
 )
 def test_settings_that_mean_nothing_are_refused(settings, told):
     with pytest.raises(ValueError, match=told):

@@ -4,7 +4,7 @@ import threading
 
 import pytest
 
-from mole_vl.files import new_folder
+from mole_vl.files import new_file, new_folder, read_object, read_text
 
 
 def write(folder, mark):
@@ -49,3 +49,30 @@ def test_a_file_is_not_replaced_by_a_folder(tmp_path):
     with pytest.raises(ValueError, match="folder is a file, expected a folder"):
         write(tmp_path / "folder", "new")
     assert (tmp_path / "folder").read_text() == "mine"
+
+
+def test_text_is_utf8_and_an_object_is_one(tmp_path):
+    file = tmp_path / "file.json"
+    file.write_bytes(b'\xef\xbb\xbf{"a": "\xc3\xbc"}')
+    assert read_text(file) == '{"a": "ü"}'
+    assert read_object(file) == {"a": "ü"}
+    for content, told in [
+        (b"\xff", "no UTF-8 text"),
+        (b"{", "is no JSON"),
+        (b"[]", "holds a list, expected an object"),
+    ]:
+        file.write_bytes(content)
+        with pytest.raises(ValueError, match=rf"file.json:? {told}"):
+            read_object(file)
+
+
+def test_a_file_is_written_to_no_folders_place_and_into_no_file(tmp_path):
+    (tmp_path / "file").write_text("kept")
+    (tmp_path / "folder").mkdir()
+    for path, told in [
+        (tmp_path / "file/more/new", "file is a file, expected a folder for new"),
+        (tmp_path / "folder", "folder is a folder, expected a file"),
+    ]:
+        with pytest.raises(ValueError, match=told), new_file(path):
+            pass
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "folder"]

@@ -329,3 +329,33 @@ def test_all_faults_of_a_config_come_at_once(tmp_path):
         FitConfig(output=tmp_path, steps=1, trackers=("tensorboard", "paper"))
     with pytest.raises(ValueError, match="8 rows do not divide into pieces of 3"):
         fit(ToyTask(), config(tmp_path, micro_rows=3))
+
+
+@pytest.mark.parametrize("setting", ["lr", "weight_decay", "clip"])
+def test_settings_without_an_end_are_refused(tmp_path, setting):
+    with pytest.raises(ValueError, match=f"{setting} is inf, expected"):
+        config(tmp_path, **{setting: float("inf")})
+
+
+@pytest.mark.parametrize(
+    "file", ["run.json", "weights.safetensors", "averages.safetensors", "optimizer.pt"]
+)
+@pytest.mark.parametrize("content", [None, b"", b"{", b"[]", b"oops" * 20])
+def test_a_damaged_checkpoint_is_named_with_what_to_do(tmp_path, file, content):
+    trained(tmp_path, steps=2, schedule="constant")
+    (damaged,) = tmp_path.glob("checkpoint-*")
+    (damaged / file).unlink()
+    if content is not None:
+        (damaged / file).write_bytes(content)
+    with pytest.raises(ValueError, match=rf"{damaged.name} is damaged \(.*\): remove it, and"):
+        trained(tmp_path, steps=3, schedule="constant")
+
+
+def test_folders_and_logs_of_others_are_left_alone(tmp_path):
+    mine = tmp_path / "checkpoint-mine"
+    mine.mkdir()
+    (tmp_path / "metrics.jsonl").write_bytes(b"3\n\xff\n")
+    whole = trained(tmp_path / "whole")
+    assert_same(trained(tmp_path), whole, rtol=0, atol=0)
+    assert mine.is_dir()
+    assert json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[0])["step"] == 1

@@ -56,6 +56,11 @@ def test_factors_with_nan_are_refused():
         Expert("eve", {"q": Factors(torch.ones(1, 2), torch.tensor([[float("nan")]]), 1.0)})
 
 
+def test_factors_of_whole_numbers_are_refused():
+    with pytest.raises(ValueError, match=r"factor a of q is of torch.int32, expected floating"):
+        Expert("eve", {"q": Factors(torch.ones(1, 2).int(), torch.ones(2, 1), 1.0)})
+
+
 def test_mistakes_in_the_use_of_a_handle_are_sentences():
     model = Toy()
     mixture = mix(model, three(model), gate=MoLE(), blocks=BLOCKS)
@@ -67,6 +72,8 @@ def test_mistakes_in_the_use_of_a_handle_are_sentences():
         mixture.masked(["ann", "bob", "cyd"])
     with pytest.raises(ValueError, match="expected 3 at the end"):
         mixture.pinned(torch.ones(2))
+    with pytest.raises(ValueError, match="weights: ann weighs 'much', expected a number"):
+        mixture.pinned({"ann": "much"})
     with pytest.raises(ValueError, match="these gates read their input"):
         mixture.bake()
     with pytest.raises(RuntimeError, match="ran outside of a forward of the mixed model"):

@@ -144,6 +144,11 @@ def edited(folder, **changes):
         ({"r": 5}, "expected rank 5"),
         ({"lora_alpha": None}, "lora_alpha = None, expected a positive number"),
         ({"lora_alpha": float("nan")}, "lora_alpha = nan, expected a positive number"),
+        ({"r": True}, "r = True, expected a positive number"),
+        ({"rank_pattern": ["q"]}, r"rank_pattern = \['q'\], expected numbers by ends of paths"),
+        ({"rank_pattern": {"(": 2}}, r"rank_pattern\['\('\] is no pattern: missing \)"),
+        ({"rank_pattern": {"q": "2"}}, r"rank_pattern\['q'\] = '2', expected a positive number"),
+        ({"alpha_pattern": {"q": -1}}, r"alpha_pattern\['q'\] = -1, expected a positive number"),
         ({"bias": "all"}, "bias = 'all', expected 'none': train the LoRA without biases"),
     ],
 )
@@ -182,3 +187,12 @@ def test_bad_files_are_named(tmp_path):
     (folder / "adapter_config.json").write_text("{")
     with pytest.raises(ValueError, match="is no JSON"):
         read_peft(folder)
+
+
+@pytest.mark.parametrize("name", ["adapter_config.json", "adapter_model.safetensors"])
+def test_a_folder_in_a_files_place_is_no_file(tmp_path, name):
+    peft_folder(tmp_path / "ann", r=2)
+    (tmp_path / "ann" / name).unlink()
+    (tmp_path / "ann" / name).mkdir()
+    with pytest.raises(FileNotFoundError, match=rf"{name} is missing"):
+        read_peft(tmp_path / "ann")

@@ -164,6 +164,9 @@ def test_gates_that_are_not_constant_are_refused(tmp_path):
     [
         ({"evaluations": 0}, "evaluations is 0"),
         ({"low": 0.5}, r"low and high are 0.5 and 1.5, expected low <= 0 <= high"),
+        ({"low": -float("inf")}, "both finite"),
+        ({"l1": float("inf")}, "l1 is inf"),
+        ({"seed": 2**32}, "seed is 4294967296, expected 0 to 4294967295"),
         ({"optimizer": "Best"}, "optimizer is 'Best', expected one that nevergrad registers"),
     ],
 )
@@ -184,3 +187,10 @@ def test_a_cast_model_keeps_the_weights_found(tmp_path):
     mixture = mix(model, three(model), gate=Sum(), site="network", blocks=BLOCKS)
     model.to(torch.bfloat16)
     assert mixture.gate("network").values.tolist() == [1.0, 1.0, 1.0]
+
+
+@pytest.mark.parametrize("content", ["{", "[]", "{}", '{"settings": {}, "trials": [1]}'])
+def test_damaged_trials_are_named(tmp_path, content):
+    (tmp_path / "evaluations.json").write_text(content)
+    with pytest.raises(ValueError, match=r"evaluations.json (is no|holds a list)"):
+        run(Wanted(), tmp_path, evaluations=3)

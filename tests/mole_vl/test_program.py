@@ -1,0 +1,79 @@
+"""The command line of a program: what it takes, and what it says of mistakes."""
+
+import re
+import sys
+from dataclasses import dataclass
+
+import jsonargparse
+import pytest
+
+from mole_vl.program import command
+
+
+@dataclass
+class Loop:
+    """A loop.
+
+    Args:
+        steps: How long.
+        clip: How much; None for all.
+    """
+
+    steps: int = 3
+    clip: float | None = 1.0
+
+
+def taught(loop: Loop, name: str = "ann") -> tuple[Loop, str]:
+    """A program.
+
+    Args:
+        loop: Its loop.
+        name: Its name.
+    """
+    return loop, name
+
+
+@pytest.fixture
+def run(monkeypatch, tmp_path):
+    """Runs the program with a file of settings."""
+
+    def run(settings, *arguments):
+        file = tmp_path / "file.yaml"
+        file.write_text(settings)
+        monkeypatch.setattr(sys, "argv", ["taught", "--config", str(file), *arguments])
+        return command(taught)
+
+    return run
+
+
+def test_settings_come_from_a_file_and_from_what_is_typed(run):
+    assert run("loop: {steps: 5}\nname: bob\n", "--loop.steps", "7") == (Loop(7), "bob")
+    assert run("loop: {clip: null}\n") == (Loop(clip=None), "ann")
+
+
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        ("loop: {steps: null}", r"loop.steps.*Got value: None"),
+        ("loop: {}\nname:", r"name.*Got value: None"),
+        ("loop: {steps: many}", r"loop.steps.*Got value: many"),
+        ("loop: {stepz: 1}", r"'loop' does not accept option 'stepz'"),
+        ("size: 3", r"'size' is not accepted"),
+    ],
+)
+def test_a_mistake_ends_it_with_one_line_that_names_the_setting(run, capsys, settings, told):
+    with pytest.raises(SystemExit) as ended:
+        run(settings)
+    assert ended.value.code == 2
+    usage, _, last = capsys.readouterr().err.rstrip("\n").split("\n", 2)
+    assert usage == "usage: taught [--config FILE] [--SETTING VALUE ...]"
+    assert "\n" not in last
+    assert last.startswith("error: ")
+    assert re.search(told, last)
+
+
+def test_other_parsers_of_the_process_stay_as_they_are(run):
+    run("name: bob")
+    parser = jsonargparse.ArgumentParser()
+    parser.add_argument("--size", type=int)
+    assert parser.parse_args([]).size is None
