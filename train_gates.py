@@ -10,13 +10,13 @@ Leaves gates, log, a drawing of the gates' mean weights over the steps, and the 
 """
 
 from accelerate import PartialState
-from jsonargparse import auto_cli
 
 from mole_vl import save_gates
 from mole_vl.domain import Domain, prepare
 from mole_vl.faults import as_messages
-from mole_vl.files import check_output
+from mole_vl.files import check_output, new_file
 from mole_vl.gates import GateSpec, MoLE
+from mole_vl.program import command
 from mole_vl.sites import SiteKind
 from mole_vl.training import LOG, FitConfig, draw_gates, fit as run
 
@@ -70,10 +70,11 @@ def train_gates(
     if report:
         table = domain.report(fit.output)
         if main:
-            (fit.output / "report.md").write_text(table + "\n")
+            with new_file(fit.output / "report.md") as partial:
+                partial.write_text(table + "\n")
             print(table)
 
 
 if __name__ == "__main__":
     with as_messages("dreambooth", "nlp"):
-        auto_cli(train_gates, as_positional=False)
+        command(train_gates)

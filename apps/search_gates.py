@@ -7,13 +7,13 @@ the folder `search.output`; called again, it goes on where it stopped.
 """
 
 from accelerate import PartialState
-from jsonargparse import auto_cli
 
 from mole_vl import save_gates
 from mole_vl.domain import Domain, agreed
 from mole_vl.faults import as_messages
-from mole_vl.files import check_output
+from mole_vl.files import check_output, new_file
 from mole_vl.gates import LoRAHub
+from mole_vl.program import command
 from mole_vl.sites import SiteKind
 from mole_vl.training.search import SearchConfig, search as run
 
@@ -43,10 +43,11 @@ def search_gates(
     if report:
         table = domain.report(search.output)
         if PartialState().is_main_process:
-            (search.output / "report.md").write_text(table + "\n")
+            with new_file(search.output / "report.md") as partial:
+                partial.write_text(table + "\n")
             print(table)
 
 
 if __name__ == "__main__":
     with as_messages("dreambooth", "nlp", "apps"):
-        auto_cli(search_gates, as_positional=False)
+        command(search_gates)

@@ -16,7 +16,6 @@ import torch
 from accelerate import Accelerator, PartialState
 from accelerate.utils import set_seed
 from diffusers.loaders.lora_base import LORA_WEIGHT_NAME_SAFE
-from jsonargparse import auto_cli
 
 from dreambooth.adapting import adapted, check_candidate
 from dreambooth.base import Base
@@ -33,6 +32,7 @@ from dreambooth.subjects import expand
 from mole_vl import Expert, write_peft
 from mole_vl.faults import as_messages
 from mole_vl.files import check_output, digest, new_folder
+from mole_vl.program import command
 from mole_vl.training import FitResult, fit
 
 _PRECISION = {"fp16": torch.float16, "bf16": torch.bfloat16}
@@ -160,4 +160,4 @@ def _introduce(
 
 if __name__ == "__main__":
     with as_messages("dreambooth"):
-        main(auto_cli(CandidatesConfig, as_positional=False))
+        main(command(CandidatesConfig))

@@ -8,7 +8,7 @@ from torch import nn
 
 from nlp.around import Around, alone
 from nlp.data import EncodedRow, TextBatch, Tokenizer, to_device
-from nlp.forms import form_of
+from nlp.forms import Form, form_of
 from nlp.task import answer_losses
 
 
@@ -31,7 +31,8 @@ def answers(
     Args:
         model: A language model of transformers; it keeps its mode (eval, as a rule).
         tokenizer: Its tokenizer.
-        rows: Prompts; their answers only bound the length: the longest of a batch, and 2 more.
+        rows: Prompts; their answers only bound the length: the longest of a batch, and 2 more
+            where the model has positions for them.
         batch_rows: Rows generated at once.
         around: Entered around each batch's `generate`.
     """
@@ -41,7 +42,7 @@ def answers(
             ids = model.generate(
                 input_ids=batch["input_ids"],
                 attention_mask=batch["attention_mask"],
-                max_new_tokens=max(len(rows[place].answer) for place in places) + 2,
+                max_new_tokens=_new(form_of(model), [rows[place] for place in places]),
                 do_sample=False,
                 pad_token_id=tokenizer.pad_token_id,
                 eos_token_id=tokenizer.eos_token_id,
@@ -100,9 +101,37 @@ def _batches(
     pad = tokenizer.pad_token_id
     device = next(model.parameters()).device
     order = sorted(range(len(rows)), key=lambda i: (len(rows[i].answer), len(rows[i].prompt)))
-    for start in range(0, len(order), batch_rows):
-        places = order[start : start + batch_rows]
+    form = form_of(model)
+    for places in _groups(rows, order, batch_rows, form):
         picked = [rows[place] for place in places]
-        form = form_of(model)
         batch = form.prompts(picked, pad) if prompts else form.rows(picked, pad)
         yield places, to_device(batch, device)
+
+
+def _groups(
+    rows: Sequence[EncodedRow], order: Sequence[int], batch_rows: int, form: Form
+) -> Iterator[list[int]]:
+    """Places in their order, as many at once as may be and as the model has positions for."""
+    group: list[int] = []
+    for place in order:
+        wider = [*group, place]
+        if group and (len(group) == batch_rows or not _fit(form, [rows[p] for p in wider], 0)):
+            yield group
+            wider = [place]
+        group = wider
+    if group:
+        yield group
+
+
+def _fit(form: Form, rows: Sequence[EncodedRow], more: int) -> bool:
+    """Whether the model has positions for the longest prompt, the longest answer, and more."""
+    if form.longest is None:
+        return True
+    answer = max(len(row.answer) for row in rows)
+    return max(len(row.prompt) for row in rows) <= form.room(answer + more)
+
+
+def _new(form: Form, rows: Sequence[EncodedRow]) -> int:
+    """How many tokens are generated: the longest answer's, and up to 2 more to be wrong in."""
+    more = next((more for more in (2, 1) if _fit(form, rows, more)), 0)
+    return max(len(row.answer) for row in rows) + more

@@ -8,12 +8,13 @@ import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol, TypedDict
+from typing import Any, Literal, Protocol, TypedDict, get_args
 
 import torch
 from torch import Tensor
 
-from mole_vl.files import digest_contents
+from mole_vl.faults import one_of, refuse, told
+from mole_vl.files import digest_contents, read_text
 
 IGNORED = -100
 """The label of a position that is not scored."""
@@ -78,14 +79,14 @@ class TextBatch(TypedDict):
 
 
 def read_rows(path: Path) -> list[TextRow]:
-    """The rows of a JSON-lines file; blank lines are nothing.
+    """The rows of a JSON-lines file in UTF-8; blank lines are nothing.
 
     Raises:
-        ValueError: Lines that are no rows: all of them, each by its number.
+        ValueError: The file is of another encoding; lines that are no rows, each by its number.
     """
     rows, faults = [], []
     # Not `splitlines`: JSON's strings may hold what it takes for the end of a line.
-    for number, line in enumerate(Path(path).read_text(encoding="utf-8").split("\n"), start=1):
+    for number, line in enumerate(read_text(Path(path)).split("\n"), start=1):
         if not line.strip():
             continue
         try:
@@ -94,8 +95,7 @@ def read_rows(path: Path) -> list[TextRow]:
             faults.append(f"line {number}: {fault}")
     if not rows and not faults:
         faults.append("the file is empty")
-    if faults:
-        raise ValueError(f"{path}: {'; '.join(faults[:10])}")
+    refuse(str(path), told(faults))
     return rows
 
 
@@ -112,8 +112,32 @@ def _row(line: str) -> TextRow:
             raise ValueError(f"no {key!r} (found {', '.join(sorted(found)) or 'nothing'})")
         if not isinstance(found[key], str) or not found[key].strip():
             raise ValueError(f"{key!r} is {found[key]!r}, expected some text")
+        if not is_text(found[key]):
+            raise ValueError(f"{key!r} is {found[key]!r}, which holds half a character")
         values[key] = found[key]
     return TextRow(**values)
+
+
+def is_text(text: str) -> bool:
+    """Whether a string can be written: a lone surrogate, half of a character, cannot."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def texts_of(setting: str, given: Any) -> list[str]:
+    """One text or several as a list.
+
+    Raises:
+        ValueError: None, or what is no text.
+    """
+    texts = [given] if isinstance(given, str) else given
+    texts = list(texts) if isinstance(texts, Iterable) else []
+    if not texts or not all(isinstance(t, str) and t.strip() and is_text(t) for t in texts):
+        raise ValueError(f"{setting}: {given!r}, expected some text, or several texts")
+    return texts
 
 
 def write_rows(path: Path, rows: Iterable[TextRow]) -> None:
@@ -141,6 +165,7 @@ def encode_rows(
     style: Style = "plain",
     context: int = 1024,
     encode: Callable[[TextRow, Tokenizer, Style], EncodedRow] | None = None,
+    source: str = "rows",
 ) -> list[EncodedRow]:
     """Token ids of rows.
 
@@ -150,19 +175,32 @@ def encode_rows(
         style: How prompts are put.
         context: The most tokens that a row may have.
         encode: How one row is encoded; as for a causal model if not given.
+        source: Where the rows are from, for messages.
 
     Raises:
         ValueError: Rows longer than `context` tokens: all of them, each by its number from 0.
     """
     encoded = [(encode or encode_causal)(row, tokenizer, style) for row in rows]
+    check_lengths(
+        f"{source}: longer than the context of {context} tokens",
+        encoded,
+        [len(row.prompt) + len(row.answer) for row in encoded],
+        context,
+    )
+    return encoded
+
+
+def check_lengths(
+    subject: str, rows: Sequence[EncodedRow], lengths: Sequence[int], most: int
+) -> None:
+    """Raise ValueError if rows have more tokens than `most`: all of them, each by its number."""
     faults = [
         f"row {number} ({row.row.prompt[:40]!r}) has {length} tokens"
-        for number, row in enumerate(encoded)
-        if (length := len(row.prompt) + len(row.answer)) > context
+        for number, (row, length) in enumerate(zip(rows, lengths, strict=True))
+        if length > most
     ]
     if faults:
-        raise ValueError(f"longer than the context of {context} tokens: {'; '.join(faults[:10])}")
-    return encoded
+        refuse(subject, [*told(faults), "shorten these rows or leave them out"])
 
 
 def encode_causal(row: TextRow, tokenizer: Tokenizer, style: Style) -> EncodedRow:
@@ -174,7 +212,17 @@ def encode_causal(row: TextRow, tokenizer: Tokenizer, style: Style) -> EncodedRo
 
 
 def encode_prompt(prompt: str, tokenizer: Tokenizer, style: Style) -> tuple[int, ...]:
-    """A prompt as it stands, or as the user's turn of the chat template, up to the answer."""
+    """A prompt as it stands, or as the user's turn of the chat template, up to the answer.
+
+    Raises:
+        ValueError: Another style, or a chat with a tokenizer that has no template for it.
+    """
+    refuse("encode", [one_of("style", style, get_args(Style))])
+    if style == "chat" and not getattr(tokenizer, "chat_template", None):
+        raise ValueError(
+            "style is 'chat', and the tokenizer has no chat template: take style 'plain', or a "
+            "base that was taught conversations"
+        )
     if style == "plain":
         return tuple(tokenizer(prompt)["input_ids"])
     turn = [{"role": "user", "content": prompt}]

@@ -12,16 +12,18 @@ from string import Formatter
 from typing import Any, TypeAlias
 
 from datasets import ClassLabel, Dataset, Features, Value, load_dataset
-from datasets.exceptions import DatasetsError
+from datasets.exceptions import DatasetGenerationCastError, DatasetsError
 from pandas.errors import ParserWarning
 
-from mole_vl.faults import refuse
+from mole_vl.faults import refuse, told
 from mole_vl.files import check_file
 from nlp.data import ROWS, TextRow, read_rows
 from nlp.hub import first_line, is_hub_id
 
 _DELIMITERS = {".csv": ",", ".tsv": "\t"}
 _BUILDERS = {".csv": "csv", ".tsv": "csv", ".json": "json", ".jsonl": "json", ".parquet": "parquet"}
+_NO_ROWS = "it holds no rows"
+_OF_NO_ROWS = ("corresponds to no data", "BatchSize must be greater than 0")
 _TEMPLATES = tuple(key.name for key in fields(TextRow))
 
 
@@ -93,6 +95,8 @@ def rows_of(setting: str, source: RowSource) -> list[TextRow]:
     where = f"{setting}: {source}"
     with _told(where):
         table = _load(source)
+        if not len(table):
+            raise ValueError(_NO_ROWS)
     columns = sorted({c for key in _TEMPLATES for c in _columns(getattr(source, key))})
     found = ", ".join(table.column_names)
     refuse(
@@ -113,12 +117,14 @@ def rows_of(setting: str, source: RowSource) -> list[TextRow]:
     known = {c: kind.names for c, kind in table.features.items() if isinstance(kind, ClassLabel)}
     names = {**known, **source.labels}
     rows, faults = [], []
-    for number, values in enumerate(table.select_columns(columns).to_list()):
+    with _told(where):
+        table_rows = table.select_columns(columns).to_list()
+    for number, values in enumerate(table_rows):
         try:
             rows.append(_row(source, _named(values, names)))
         except ValueError as fault:
             faults.append(f"row {number}: {fault}")
-    refuse(where, faults[:10])
+    refuse(where, told(faults))
     return rows
 
 
@@ -147,9 +153,21 @@ def _told(where: str) -> Iterator[None]:
         yield
     except OSError as error:
         raise FileNotFoundError(f"{where}, was not loaded: {first_line(error)}") from error
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f"{where}, was not loaded: it is no UTF-8 text ({error.reason})"
+        ) from error
     except (ValueError, DatasetsError, StopIteration) as error:
-        said = first_line(error.__cause__ or error)
-        raise ValueError(f"{where}, was not loaded: {said}") from error
+        raise ValueError(f"{where}, was not loaded: {_said(error)}") from error
+
+
+def _said(error: BaseException) -> str:
+    """What one of datasets' errors comes down to."""
+    if isinstance(error, DatasetGenerationCastError):
+        # Its cause only says that something was not cast; the columns are in its second paragraph.
+        return str(error).strip().split("\n\n")[1]
+    said = first_line(error.__cause__ or error)
+    return _NO_ROWS if any(words in said for words in _OF_NO_ROWS) else said
 
 
 def _load(source: DatasetRows) -> Dataset:
@@ -162,9 +180,11 @@ def _load(source: DatasetRows) -> Dataset:
             raise ValueError(f"a file has no subset {source.subset!r}")
         if not path.stat().st_size:
             raise ValueError("the file is empty")
+        if builder == "json":
+            _check_objects(path)
         # Patterns are looked for otherwise.
         files = glob.escape(str(path))
-        how = _csv_settings(path) if builder == "csv" else {}
+        how = _csv_settings([path]) if builder == "csv" else {}
         with warnings.catch_warnings():
             # A line of more cells than the header: pandas would only warn that it drops them.
             warnings.simplefilter("error", ParserWarning)
@@ -173,17 +193,35 @@ def _load(source: DatasetRows) -> Dataset:
         raise FileNotFoundError(
             f"it is no {', '.join(_BUILDERS)} file, no folder and no Hub id (ORG/NAME)"
         )
-    return load_dataset(source.dataset, source.subset, split=source.split)
+    files = [file for file in sorted(path.rglob("*")) if file.suffix in _BUILDERS]
+    tables = all(file.suffix in _DELIMITERS for file in files)
+    how = _csv_settings(files) if files and tables else {}
+    return load_dataset(source.dataset, source.subset, split=source.split, **how)
 
 
-def _csv_settings(path: Path) -> dict[str, Any]:
-    """A table of texts as they stand: 007 is no 7, and NA is no empty cell."""
-    delimiter = _DELIMITERS[path.suffix]
-    with path.open(newline="", encoding="utf-8-sig") as file:
-        header = next(csv.reader(file, delimiter=delimiter), [])
+def _check_objects(path: Path) -> None:
+    """Raise ValueError unless a JSON file begins as objects do, or a list of them.
+
+    On a lone null pyarrow ends the process.
+    """
+    with path.open(encoding="utf-8-sig") as file:
+        begins = next((stripped[:2] for line in file if (stripped := line.strip())), "{")
+    if begins[0] not in "[{" or (begins[0] == "[" and path.suffix == ".jsonl"):
+        raise ValueError(f"it begins with {begins!r}, expected objects, such as {{...}}")
+
+
+def _csv_settings(tables: Sequence[Path]) -> dict[str, Any]:
+    """Tables of texts as they stand: 007 is no 7, and NA is no empty cell."""
+    first, header = tables[0], _header(tables[0])
+    odd = [table.name for table in tables if _header(table) != header]
+    if odd:
+        raise ValueError(f"{first.name} and {', '.join(odd)} have other columns than one another")
+    delimiter = _DELIMITERS[first.suffix]
     twice = sorted({name for name in header if header.count(name) > 1})
     if twice:
         raise ValueError(f"two columns are called {', '.join(twice)}")
+    if not header or not all(header):
+        raise ValueError("the first line has an empty cell, expected the columns' names")
     return {
         "sep": delimiter,
         "features": Features({name: Value("string") for name in header}),
@@ -191,6 +229,11 @@ def _csv_settings(path: Path) -> dict[str, Any]:
         "index_col": False,
         "encoding": "utf-8-sig",
     }
+
+
+def _header(table: Path) -> list[str]:
+    with table.open(newline="", encoding="utf-8-sig") as file:
+        return next(csv.reader(file, delimiter=_DELIMITERS[table.suffix]), [])
 
 
 def _named(values: Mapping[str, Any], names: Mapping[str, Sequence[str]]) -> dict[str, Any]:

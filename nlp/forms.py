@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedConfig
 
 from mole_vl import Masks, Mixture
 from mole_vl.calls import Calls
@@ -22,6 +23,7 @@ from nlp.data import (
     TextBatch,
     TextRow,
     Tokenizer,
+    check_lengths,
     collate,
     collate_prompts,
     encode_causal,
@@ -36,12 +38,19 @@ _READING = ("k", "v", "k_proj", "v_proj", "key", "value")
 
 
 class Form(ABC):
-    """How a model is shown prompts, and how it is asked for answers."""
+    """How a model is shown prompts, and how it is asked for answers.
+
+    Args:
+        longest: The most positions that the model counts; None for no end.
+    """
 
     task_type: Literal["CAUSAL_LM", "SEQ_2_SEQ_LM"]
     """peft's name of it."""
     calls: Calls | None = None
     """Reads what the model's calls tell of their rows; None where they tell too little."""
+
+    def __init__(self, longest: int | None = None) -> None:
+        self.longest = longest
 
     @abstractmethod
     def encode(self, row: TextRow, tokenizer: Tokenizer, style: Style) -> EncodedRow:
@@ -54,9 +63,32 @@ class Form(ABC):
         *,
         style: Style = "plain",
         context: int = 1024,
+        source: str = "rows",
     ) -> list[EncodedRow]:
-        """Token ids of rows, as `nlp.data.encode_rows` makes them."""
-        return encode_rows(rows, tokenizer, style=style, context=context, encode=self.encode)
+        """Token ids of rows, as `nlp.data.encode_rows` makes them.
+
+        Raises:
+            ValueError: Rows longer than `context`, or than the model reads.
+        """
+        encoded = encode_rows(
+            rows, tokenizer, style=style, context=context, encode=self.encode, source=source
+        )
+        if self.longest is not None:
+            check_lengths(
+                f"{source}: longer than the {self.longest} tokens that the base reads",
+                encoded,
+                [self.positions(row) for row in encoded],
+                self.longest,
+            )
+        return encoded
+
+    @abstractmethod
+    def positions(self, row: EncodedRow) -> int:
+        """The most positions that the model counts in one sequence of this row."""
+
+    @abstractmethod
+    def room(self, new: int) -> int:
+        """The most tokens that a prompt may have before `new` ones; for models with an end."""
 
     @abstractmethod
     def rows(self, rows: Sequence[EncodedRow], pad: int) -> TextBatch:
@@ -92,6 +124,15 @@ class Causal(Form):
     def encode(self, row: TextRow, tokenizer: Tokenizer, style: Style) -> EncodedRow:
         """Prompt and answer as one text would be encoded."""
         return encode_causal(row, tokenizer, style)
+
+    def positions(self, row: EncodedRow) -> int:
+        """Prompt and answer are one sequence."""
+        return len(row.prompt) + len(row.answer)
+
+    def room(self, new: int) -> int:
+        """What the new ones leave."""
+        assert self.longest is not None
+        return self.longest - new
 
     def rows(self, rows: Sequence[EncodedRow], pad: int) -> TextBatch:
         """Prompts and answers in one sequence, padded on the right."""
@@ -138,6 +179,15 @@ class EncoderDecoder(Form):
         answer = tokenizer(row.answer)["input_ids"]
         end = () if answer and answer[-1] == tokenizer.eos_token_id else (tokenizer.eos_token_id,)
         return EncodedRow(encode_prompt(row.prompt, tokenizer, style), (*answer, *end), row)
+
+    def positions(self, row: EncodedRow) -> int:
+        """Prompt and answer are two sequences."""
+        return max(len(row.prompt), len(row.answer))
+
+    def room(self, new: int) -> int:
+        """As much as the encoder reads."""
+        assert self.longest is not None
+        return self.longest
 
     def rows(self, rows: Sequence[EncodedRow], pad: int) -> TextBatch:
         """Prompts in one sequence, answers in another, both padded on the right."""
@@ -194,5 +244,8 @@ def _decoder_path(model: Any) -> str:
 
 def form_of(model: nn.Module) -> Form:
     """The form of a model of transformers, plain, under peft, or mixed."""
-    config = getattr(model, "config", None)
-    return EncoderDecoder() if getattr(config, "is_encoder_decoder", False) else Causal()
+    config: Any = getattr(model, "config", None)
+    kind = EncoderDecoder if getattr(config, "is_encoder_decoder", False) else Causal
+    # Of a model that sees and reads, the part that reads; a T5 knows distances, and has no end.
+    text = config.get_text_config() if isinstance(config, PreTrainedConfig) else config
+    return kind(getattr(text, "max_position_embeddings", None))

@@ -12,7 +12,9 @@ from mole_vl import Mixture, mix, read_peft
 from mole_vl.arithmetic import without_general
 from mole_vl.arms import Arm, arms
 from mole_vl.domain import Domain, gate_parameters
+from mole_vl.experts import check_names
 from mole_vl.faults import at_least, refuse
+from mole_vl.files import new_file
 from mole_vl.gates import GateSpec
 from mole_vl.sites import SiteKind
 from mole_vl.training import Task
@@ -59,7 +61,8 @@ class MixedText(Domain):
         general: Sequence[Path] = (),
         quantise: Bits | None = None,
     ) -> None:
-        refuse("MixedText", [at_least("batch_rows", batch_rows, 1), at_least("asked", asked, 1)])
+        counts = {"context": (context, 2), "batch_rows": (batch_rows, 1), "asked": (asked, 1)}
+        refuse("MixedText", [at_least(name, *count) for name, count in counts.items()])
         self.experts = experts
         self.train = train
         self.test = test
@@ -76,15 +79,19 @@ class MixedText(Domain):
         train = rows_of("train", self.train)
         test = first_of_each(rows_of("test", self.test), self.asked)
         general = [read_peft(folder) for folder in self.general]
-        experts = without_general([read_peft(folder) for folder in self.experts], general)
+        experts = [read_peft(folder) for folder in self.experts]
+        check_names(experts)
+        experts = without_general(experts, general)
         self._check_tasks(test, [expert.name for expert in experts])
         # The built-in base is converted into the cache at its first use: by one process.
         with PartialState().main_process_first():
             self.model, self.tokenizer = load_base(self.base, quantise=self.quantise)
         form = form_of(self.model)
         self.train_rows, self.test_rows = (
-            form.encode_rows(rows, self.tokenizer, style=self.style, context=self.context)
-            for rows in (train, test)
+            form.encode_rows(
+                rows, self.tokenizer, style=self.style, context=self.context, source=source
+            )
+            for rows, source in ((train, f"train: {self.train}"), (test, f"test: {self.test}"))
         )
         self.mixture = mix(
             self.model, experts, gate=gate, site=site, after=after, blocks=blocks(self.model)
@@ -168,7 +175,8 @@ class MixedText(Domain):
         hits = self.hits()
         tasks = [row.row.task for row in self.test_rows]
         if PartialState().is_main_process:
-            (folder / "hits.json").write_text(json.dumps({"task": tasks, **hits}))
+            with new_file(folder / "hits.json") as partial:
+                partial.write_text(json.dumps({"task": tasks, **hits}))
         return table(tasks, hits)
 
 

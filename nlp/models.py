@@ -2,12 +2,13 @@
 
 import importlib.util
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, cast, get_args
 
 import torch
+from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -18,7 +19,7 @@ from transformers import (
     PreTrainedModel,
 )
 
-from mole_vl.faults import one_of, refuse
+from mole_vl.faults import one_of, refuse, some
 from mole_vl.files import check_file, new_folder
 from nlp.data import Tokenizer
 from nlp.hub import first_line, is_hub_id
@@ -56,7 +57,8 @@ def load_base(
         tokenizer: A Hub id or a folder with another tokenizer; None for the model's own.
 
     Raises:
-        ValueError: A model of another kind; bits are to be saved and bitsandbytes is missing.
+        ValueError: A model of another kind, or damaged; a tokenizer without an end token; bits are
+            to be saved and bitsandbytes is missing.
         FileNotFoundError: The built-in base is asked for and its package is not installed; or
             there is no such folder or model.
     """
@@ -64,12 +66,39 @@ def load_base(
     source = _source(name)
     with found("base", name):
         config = AutoConfig.from_pretrained(source)
-        loader = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
-        _check_kind(name, kind, config, loader)
-        model = loader.from_pretrained(source, dtype=dtype, **settings)
+    loader = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
+    _check_kind(name, kind, config, loader)
+    with found("base", name):
+        pair: Any = loader.from_pretrained(
+            source,
+            dtype=dtype,
+            # Told in the second of the pair, by name and shape, where an error would tell neither.
+            ignore_mismatched_sizes=True,
+            output_loading_info=True,
+            **settings,
+        )
+    model, loaded = pair
+    _check_whole(name, loaded)
     _keep_order(model)
     model = model.requires_grad_(False).eval()
     return model, load_tokenizer(name) if tokenizer is None else _other_tokenizer(tokenizer)
+
+
+def _check_whole(name: str, loaded: Mapping[str, Any]) -> None:
+    """Raise ValueError if a model's files lack weights, which transformers would draw at random."""
+    missing = sorted(loaded["missing_keys"])
+    refuse(
+        f"base is {name!r}",
+        [
+            f"its files lack the weights {some(missing)}, expected a whole language model"
+            if missing
+            else None,
+            *(
+                f"its weight {key} is {tuple(held)}, expected {tuple(wanted)} by its config.json"
+                for key, held, wanted in sorted(loaded["mismatched_keys"])
+            ),
+        ],
+    )
 
 
 def _check_kind(name: str, kind: str | None, config: PreTrainedConfig, loader: Any) -> None:
@@ -84,16 +113,23 @@ def load_tokenizer(name: str = BUILT_IN) -> Tokenizer:
     """The tokenizer alone, as `load_base` gives it."""
     source = _source(name)
     with found("base", name):
-        return _padding_left(AutoTokenizer.from_pretrained(source))
+        tokenizer = AutoTokenizer.from_pretrained(source)
+    return _padding_left("base", name, tokenizer)
 
 
 def _other_tokenizer(name: str) -> Tokenizer:
     source = folder_or_id("tokenizer", name, "tokenizer_config.json", BUILT_IN, _built_in_folder)
     with found("tokenizer", name):
-        return _padding_left(AutoTokenizer.from_pretrained(source))
+        tokenizer = AutoTokenizer.from_pretrained(source)
+    return _padding_left("tokenizer", name, tokenizer)
 
 
-def _padding_left(tokenizer: Any) -> Tokenizer:
+def _padding_left(setting: str, name: str, tokenizer: Any) -> Tokenizer:
+    if tokenizer.eos_token_id is None:
+        raise ValueError(
+            f"{setting} is {name!r}, whose tokenizer names no eos_token, so that answers "
+            "have no end: name one in its tokenizer_config.json"
+        )
     tokenizer.padding_side = "left"
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
@@ -149,7 +185,7 @@ def folder_or_id(
     """
     if name == built_in:
         return str(built_in_folder())
-    if Path(name).is_dir():
+    if name and Path(name).is_dir():
         check_file(setting, Path(name) / file, "a folder of a model in transformers' format")
     elif not is_hub_id(name):
         raise FileNotFoundError(
@@ -161,12 +197,15 @@ def folder_or_id(
 
 @contextmanager
 def found(setting: str, name: str) -> Iterator[None]:
-    """What transformers says of a model that it cannot find, in one sentence."""
+    """What transformers says of a model that it cannot find or read, in one sentence."""
     try:
         yield
     except OSError as error:
         said = first_line(error)
         raise FileNotFoundError(f"{setting} is {name!r}, which was not loaded: {said}") from error
+    except (ValueError, SafetensorError) as error:
+        said = first_line(error)
+        raise ValueError(f"{setting} is {name!r}, which was not loaded: {said}") from error
 
 
 def _cache() -> Path:

@@ -13,8 +13,8 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 import yaml
 from jsonargparse import ArgumentError, ArgumentParser
 
-from mole_vl.faults import at_least, between, one_of, plain_word, refuse
-from mole_vl.files import check_file
+from mole_vl.faults import at_least, one_of, plain_word, positive, refuse, share
+from mole_vl.files import check_file, read_text
 from mole_vl.training.optimizers import Rule
 from nlp.classifier import Kind
 from nlp.dataset import DatasetRows
@@ -63,9 +63,7 @@ class TaskConfig:
         return [
             plain_word(where, name),
             self._fault_of_rows(name),
-            None
-            if self.num_epochs > 0
-            else f"{where}.num_epochs is {self.num_epochs}, expected > 0",
+            positive(f"{where}.num_epochs", self.num_epochs),
             at_least(f"{where}.steps", self.steps, 1),
         ]
 
@@ -193,13 +191,10 @@ class TaskMoEConfig:
                 *(fault for name, task in self.tasks.items() for fault in task.faults(name)),
                 *self._faults_of_choice(),
                 *(at_least(name, value, 1) for name, value in counts.items()),
-                *(
-                    None if value > 0 else f"{name} is {value}, expected a positive number"
-                    for name, value in rates.items()
-                ),
+                *(positive(name, value) for name, value in rates.items()),
                 at_least("sequence_len", self.sequence_len, 2),
                 at_least("seed", self.seed, 0),
-                between("lora_dropout", self.lora_dropout, 0, 1),
+                share("lora_dropout", self.lora_dropout),
                 None
                 if 0 < self.held_out < 1
                 else f"held_out is {self.held_out}, expected a share between 0 and 1",
@@ -284,7 +279,7 @@ def read_config(file: Path) -> TaskMoEConfig:
     """
     check_file("config", file, "a YAML file")
     try:
-        given = yaml.load(file.read_text(encoding="utf-8"), _OneOfEach)
+        given = yaml.load(read_text(file), _OneOfEach)
     except yaml.YAMLError as error:
         raise ValueError(f"{file} is no YAML: {' '.join(str(error).split())}") from error
     if not isinstance(given, dict):

@@ -14,16 +14,17 @@ from typing import Any
 import torch
 from accelerate import PartialState
 from accelerate.utils import set_seed
-from jsonargparse import auto_cli
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import nn
 
-from mole_vl import trained_expert, write_peft
-from mole_vl.faults import as_messages, at_least, between, plain_word, refuse
+from mole_vl import read_peft, trained_expert, write_peft
+from mole_vl.faults import as_messages, at_least, plain_word, positive, refuse, share
+from mole_vl.files import check_output
+from mole_vl.program import command
 from mole_vl.targets import check_targets
 from mole_vl.training import FitConfig, Watch, fit
 from nlp.answers import exact_match
-from nlp.data import EncodedRow, Style, TextRow, Tokenizer
+from nlp.data import EncodedRow, Style, TextRow, Tokenizer, digest_rows
 from nlp.dataset import RowSource, rows_of
 from nlp.forms import form_of
 from nlp.models import BUILT_IN, Bits, load_base
@@ -56,9 +57,9 @@ class LoRA:
         return [
             plain_word("name", self.name),
             at_least("rank", self.rank, 1),
-            None if self.alpha > 0 else f"alpha is {self.alpha}, expected a positive number",
+            positive("alpha", self.alpha),
             None if self.targets else "targets is empty, expected names of linear layers",
-            between("dropout", self.dropout, 0, 1),
+            share("dropout", self.dropout),
         ]
 
 
@@ -87,7 +88,7 @@ class ExpertConfig(LoRA):
         return [
             *super().faults(),
             at_least("steps", self.steps, 1),
-            None if self.lr is None or self.lr > 0 else f"lr is {self.lr}, expected > 0",
+            positive("lr", self.lr),
         ]
 
 
@@ -133,6 +134,10 @@ class ExpertsConfig:
                 else None,
                 at_least("context", self.context, 2),
                 at_least("batch_rows", self.batch_rows, 1),
+                f"output and fit.output are both {self.output}: an expert and its run would take "
+                "one place"
+                if self.output.resolve() == self.fit.output.resolve()
+                else None,
             ],
         )
 
@@ -222,7 +227,7 @@ def score_experts(model: Any, tokenizer: Tokenizer, config: ExpertsConfig) -> li
     for expert in config.experts:
         mine = held_out[expert.name]
         rows = form_of(model).encode_rows(
-            mine, tokenizer, style=config.style, context=config.context
+            mine, tokenizer, style=config.style, context=config.context, source="held_out"
         )
         with torch.no_grad():
             base = exact_match(model, tokenizer, rows, batch_rows=config.batch_rows)
@@ -245,9 +250,14 @@ def main(config: ExpertsConfig) -> None:
     if config.only:
         chosen = tuple(expert for expert in config.experts if expert.name in config.only)
         config = replace(config, experts=chosen, only=())
+    check_output("output", config.output)
+    check_output("fit.output", config.fit.output)
     # All rows are read before the first step: a fault in the last ones shows at once.
     _held_out(config)
     missing = [e for e in config.experts if not (config.output / e.name).exists()]
+    for expert in config.experts:
+        if expert not in missing:
+            read_peft(config.output / expert.name)
     rows = {expert.name: rows_of(f"data of {expert.name}", expert.data) for expert in missing}
     # The first to come may have a base to convert; the others find it done.
     with PartialState().main_process_first():
@@ -255,9 +265,16 @@ def main(config: ExpertsConfig) -> None:
     for expert in missing:
         check_targets(model, expert.name, expert.targets)
     encoded = {
-        name: form_of(model).encode_rows(own, tokenizer, style=config.style, context=config.context)
+        name: form_of(model).encode_rows(
+            own,
+            tokenizer,
+            style=config.style,
+            context=config.context,
+            source=f"data of {name}",
+        )
         for name, own in rows.items()
     }
+    shown = {"base": config.base, "style": config.style, "context": config.context}
     quantise = {"quantise": config.quantise} if config.quantise else {}
     for expert in missing:
         run = replace(
@@ -274,7 +291,12 @@ def main(config: ExpertsConfig) -> None:
             pad=tokenizer.pad_token_id,
             base=config.base,
             output=config.output,
-            lesson={**asdict(expert), **quantise},
+            lesson={
+                **asdict(expert),
+                "data": digest_rows(rows[expert.name]),
+                **shown,
+                **quantise,
+            },
         )
     if PartialState().is_main_process:
         print(table(score_experts(model, tokenizer, config)))
@@ -282,4 +304,4 @@ def main(config: ExpertsConfig) -> None:
 
 if __name__ == "__main__":
     with as_messages("nlp"):
-        main(auto_cli(ExpertsConfig, as_positional=False))
+        main(command(ExpertsConfig))

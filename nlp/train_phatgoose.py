@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 from accelerate import PartialState
-from jsonargparse import auto_cli
 from torch import Tensor
 
 from mole_vl import Expert, Mixture, mix, mix_from, read_peft, save_gates
@@ -22,6 +21,7 @@ from mole_vl.experts import check_names
 from mole_vl.faults import as_messages, at_least, refuse
 from mole_vl.files import check_output
 from mole_vl.gates import Phatgoose, Usefulness, UsefulnessGate, take_directions
+from mole_vl.program import command
 from mole_vl.training import FitConfig, fit
 from nlp.adapter import bound
 from nlp.data import Style, TextRow, digest_rows
@@ -81,7 +81,13 @@ def train_alone(
     model: Any, tokenizer: Any, expert: Expert, data: Sequence[TextRow], config: PhatgooseConfig
 ) -> None:
     """Train the gate of one expert alone, and leave it as a file; `model` is as it was then."""
-    rows = form_of(model).encode_rows(data, tokenizer, style=config.style, context=config.context)
+    rows = form_of(model).encode_rows(
+        data,
+        tokenizer,
+        style=config.style,
+        context=config.context,
+        source=f"data of {expert.name}",
+    )
     mixture = mix(model, [expert], gate=Usefulness(), site="matrix")
     task = LanguageTask(
         model,
@@ -165,4 +171,4 @@ def main(config: PhatgooseConfig) -> None:
 
 if __name__ == "__main__":
     with as_messages("nlp"):
-        main(auto_cli(PhatgooseConfig, as_positional=False))
+        main(command(PhatgooseConfig))

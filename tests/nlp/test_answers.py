@@ -3,11 +3,12 @@ from dataclasses import replace
 
 import pytest
 import torch
+from transformers import GPT2Config, GPT2LMHeadModel
 
 from nlp.answers import answers, exact_match, log_likelihood
-from nlp.data import TextRow, encode_rows
+from nlp.data import EncodedRow, TextRow, encode_rows
 from tests.nlp.test_task import naive
-from tests.nlp.toys import ROWS, tiny_model, tiny_tokenizer
+from tests.nlp.toys import LETTERS, ROWS, tiny_model, tiny_tokenizer
 
 
 def said_alone(model, tokenizer, row, tokens):
@@ -70,3 +71,21 @@ def test_around_is_entered_once_a_batch_with_its_prompt_mask(world):
     total = sum(len(row.prompt) for row in rows)
     assert len(prompts) == 3
     assert prompts[0] + prompts[1] == prompts[2] == total
+
+
+def test_answers_end_where_a_base_with_counted_positions_ends():
+    sizes = {"n_embd": 16, "n_layer": 2, "n_head": 2, "bos_token_id": 0, "eos_token_id": 0}
+    torch.manual_seed(0)
+    model = GPT2LMHeadModel(GPT2Config(vocab_size=len(LETTERS) + 1, n_positions=24, **sizes)).eval()
+    tokenizer = tiny_tokenizer()
+    pairs = [("a" * 20, "b"), ("a" * 3, "b" * 18), ("abc" * 5, "cab"), ("b" * 22, "c")]
+    rows = [
+        EncodedRow(tuple(tokenizer(p)["input_ids"]), tuple(tokenizer(a)["input_ids"]), ROWS[0])
+        for p, a in pairs
+    ]
+    together = answers(model, tokenizer, rows)
+    for row, said in zip(rows, together, strict=True):
+        room = 24 - len(row.prompt)
+        alone = said_alone(model, tokenizer, row, room)
+        assert alone.startswith(said)
+        assert len(said) >= min(len(row.answer), len(alone))

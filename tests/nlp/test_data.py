@@ -4,7 +4,9 @@ import pytest
 import torch
 
 from nlp.data import IGNORED, TextRow, collate, collate_prompts, encode_rows, read_rows, write_rows
-from tests.nlp.toys import ROWS, tiny_tokenizer
+from nlp.forms import Causal, EncoderDecoder, form_of
+from tests.nlp.families import seq2seq
+from tests.nlp.toys import ROWS, tiny_model, tiny_tokenizer
 
 
 def test_rows_survive_the_disk(tmp_path):
@@ -32,6 +34,7 @@ def test_blank_lines_are_nothing_and_a_string_may_hold_an_end_of_line(tmp_path):
         ('{"prompt": 3, "answer": "a", "task": "t"}', "'prompt' is 3"),
         ("[1]", "expected an object, found list"),
         ("{oops", "no JSON"),
+        (r'{"prompt": "\ud800", "answer": "a", "task": "t"}', "'prompt' is .* half a character"),
     ],
 )
 def test_a_bad_row_is_named_by_its_line(tmp_path, line, fault):
@@ -51,11 +54,43 @@ def test_all_bad_rows_are_reported_together_and_no_rows_is_a_fault(tmp_path):
         read_rows(path)
 
 
+def test_rows_are_utf8_and_a_mark_of_it_is_no_text(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    rows = [TextRow("5 in German:", "fünf", "german")]
+    write_rows(path, rows)
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    assert read_rows(path) == rows
+    path.write_bytes(path.read_text(encoding="utf-8-sig").encode("utf-16"))
+    with pytest.raises(ValueError, match=r"rows.jsonl: no UTF-8 text .*; save it as UTF-8"):
+        read_rows(path)
+
+
+def test_more_bad_lines_than_are_shown_are_counted(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    path.write_text("[]\n" * 12)
+    with pytest.raises(ValueError, match=r"line 10: expected an object, found list; and 2 more$"):
+        read_rows(path)
+
+
 def test_a_row_longer_than_the_context_is_named_with_its_length():
     tokenizer = tiny_tokenizer()
     with pytest.raises(ValueError, match=r"context of 20 .*row 1 \('Past tense of go:'\) has 23"):
         encode_rows(ROWS, tokenizer, context=20)
     assert encode_rows(ROWS, tokenizer, context=23)
+
+
+def test_a_row_longer_than_the_base_reads_is_named_with_its_source():
+    tokenizer = tiny_tokenizer()
+    with pytest.raises(
+        ValueError,
+        match=r"^train: longer than the 20 tokens that the base reads: row 1 .* 23 t",
+    ):
+        Causal(20).encode_rows(ROWS, tokenizer, source="train")
+    # Prompt (17) and answer (5) are sequences of their own there.
+    assert EncoderDecoder(20).encode_rows(ROWS, tokenizer)
+    with pytest.raises(ValueError, match=r"the 10 tokens .* row 0 .* has 14 tokens; "):
+        EncoderDecoder(10).encode_rows(ROWS[:1], tokenizer)
+    assert (form_of(tiny_model()).longest, form_of(seq2seq("t5")).longest) == (128, None)
 
 
 @pytest.mark.parametrize(
@@ -70,6 +105,15 @@ def test_a_row_is_its_prompt_then_its_answer_and_the_end(style, prompt, answer):
     row = encode_rows(ROWS[:1], tokenizer, style=style)[0]
     assert tokenizer.decode(row.prompt) == prompt
     assert tokenizer.decode(row.answer) == answer
+
+
+def test_a_style_that_the_tokenizer_does_not_know_is_refused():
+    tokenizer = tiny_tokenizer()
+    with pytest.raises(ValueError, match="style is None, expected one of plain, chat"):
+        encode_rows(ROWS, tokenizer, style=None)
+    tokenizer.chat_template = None
+    with pytest.raises(ValueError, match="style is 'chat', and the tokenizer has no chat template"):
+        encode_rows(ROWS, tokenizer, style="chat")
 
 
 def test_labels_cover_answer_and_end_and_the_prompt_mask_covers_the_prompt():

@@ -152,14 +152,19 @@ def test_all_columns_that_are_missing_and_all_bad_rows_are_told(tmp_path):
     ("name", "content", "told"),
     [
         ("empty.csv", "", "the file is empty"),
-        ("header.csv", "prompt,answer\n", "corresponds to no data"),
+        ("header.csv", "prompt,answer\n", "it holds no rows$"),
+        ("blank.csv", "\nprompt,answer\na,b\n", "the first line has an empty cell"),
+        ("unnamed.csv", "prompt,answer,\na,b,c\n", "the first line has an empty cell"),
         ("twice.csv", "a,a\n1,2\n", "two columns are called a"),
         ("wide.csv", "prompt,answer\n1,2,3\n", "Length of header"),
         ("uneven.csv", "prompt,answer\n1,2\n1,2,3\n", "Expected 2 fields in line 3, saw 3"),
         ("empty.jsonl", "", "the file is empty"),
-        ("empty.json", "[]", "corresponds to no data"),
+        ("empty.json", "[]", "it holds no rows$"),
+        ("nothing.json", "null", "it begins with 'nu', expected objects"),
+        ("numbers.jsonl", "3\n", "it begins with '3', expected objects"),
+        ("lists.jsonl", "[1, 2]\n", r"it begins with '\[1', expected objects"),
         ("odd.json", "{oops", "JSON parse error"),
-        ("blank.jsonl", "\n\n", "."),
+        ("blank.jsonl", "\n\n", "it holds no rows$"),
         ("odd.parquet", "oops" * 9, "not a parquet file"),
     ],
 )
@@ -212,3 +217,37 @@ def test_rows_have_the_digest_of_the_file_that_they_are_written_to(tmp_path):
     rows = read_rows(tmp_path / "rows.jsonl")
     assert digest_rows(rows) == digest([tmp_path / "rows.jsonl"])
     assert digest_rows(rows[:-1]) != digest_rows(rows)
+
+
+@pytest.mark.parametrize("name", ["odd.csv", "odd.jsonl"])
+def test_another_encoding_is_one_sentence(tmp_path, name):
+    rows = "prompt,answer\nü,b\n" if name.endswith("csv") else '{"prompt": "ü", "answer": "b"}\n'
+    (tmp_path / name).write_bytes(rows.encode("latin-1"))
+    with pytest.raises(ValueError, match=rf"{name}, .* was not loaded: .*no UTF-8 text"):
+        rows_of("train", DatasetRows(dataset=str(tmp_path / name), task="t"))
+
+
+def test_the_tables_of_a_folder_are_text_as_they_stand_too(tmp_path):
+    folder = tmp_path / "tables"
+    folder.mkdir()
+    (folder / "train.csv").write_text("prompt,answer\n007,NA\n")
+    (folder / "test.csv").write_text("prompt,answer\n1.50,null\n")
+    source = DatasetRows(dataset=str(folder), task="t")
+    assert rows_of("train", source) == [TextRow("007", "NA", "t")]
+    assert rows_of("test", replace(source, split="test")) == [TextRow("1.50", "null", "t")]
+    (folder / "test.csv").write_text("prompt,said\n1.50,null\n")
+    with pytest.raises(ValueError, match=r"test.csv and train.csv have other columns"):
+        rows_of("train", source)
+
+
+def test_more_bad_rows_than_are_shown_are_counted(tmp_path):
+    path = tmp_path / "rows.csv"
+    path.write_text("prompt,answer\n" + "a,\n" * 14)
+    with pytest.raises(ValueError, match=r"row 9: 'answer' is '', .*; and 4 more$"):
+        rows_of("train", DatasetRows(dataset=str(path), task="t"))
+
+
+def test_a_table_without_rows_is_one_sentence_in_parquet_too(tmp_path):
+    datasets.Dataset.from_dict({"prompt": [], "answer": []}).to_parquet(tmp_path / "none.parquet")
+    with pytest.raises(ValueError, match=r"none.parquet, .* was not loaded: it holds no rows$"):
+        rows_of("train", DatasetRows(dataset=str(tmp_path / "none.parquet"), task="t"))

@@ -199,8 +199,8 @@ def test_a_report_may_ask_the_first_rows_of_each_task(domain):
     assert {arm: len(hits) for arm, hits in domain.hits().items()} == dict.fromkeys(
         ["base", "sum", "NLA", "gates", "oracle"], 2
     )
-    with pytest.raises(ValueError, match=r"batch_rows is 0, .*; asked is -1, expected at least 1"):
-        MixedText([], domain.train, domain.test, batch_rows=0, asked=-1)
+    with pytest.raises(ValueError, match=r"context is 1, .*; batch_rows is 0, .*; asked is -1, "):
+        MixedText([], domain.train, domain.test, context=1, batch_rows=0, asked=-1)
 
 
 def test_a_run_is_not_resumed_with_other_rows(tmp_path, domain):
@@ -226,3 +226,29 @@ def test_a_mistake_on_the_command_line_is_one_message(tmp_path, monkeypatch, cap
             runpy.run_path(str(Path(__file__).parents[2] / "train_gates.py"), run_name="__main__")
         assert ended.value.code == 2
         assert capsys.readouterr().err == f"{message}\n"
+
+
+def test_a_row_that_is_too_long_is_named_with_its_file(tmp_path, domain):
+    write_rows(tmp_path / "long.jsonl", [*ROWS, TextRow("a" * 130, "b", "past")])
+    domain.test = tmp_path / "long.jsonl"
+    with pytest.raises(
+        ValueError,
+        match=r"^test: .*long.jsonl: longer than the 128 tokens that the base reads: row 4 ",
+    ):
+        train_gates(domain, config(tmp_path))
+    domain.context = 100
+    with pytest.raises(ValueError, match=r"^test: .*long.jsonl: longer than the context of 100 "):
+        train_gates(domain, config(tmp_path))
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("name", ["balance", "centring"])
+def test_a_factor_below_zero_is_refused(tmp_path, domain, name):
+    with pytest.raises(ValueError, match=f"{name} is -1, expected at least 0"):
+        train_gates(domain, config(tmp_path), **{name: -1})
+
+
+def test_experts_that_share_a_name_are_told_before_their_tasks(domain):
+    domain.experts = [domain.experts[0]] * 2
+    with pytest.raises(ValueError, match="experts share the names past"):
+        domain.mix(MoLE(), "block")

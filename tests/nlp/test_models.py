@@ -1,10 +1,12 @@
 import importlib.util
+import json
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from nlp.models import BUILT_IN, load_base
-from tests.nlp.toys import tiny_folder, tiny_tokenizer
+from tests.nlp.toys import tiny_encoder, tiny_folder, tiny_tokenizer
 
 
 def test_a_folder_gives_a_frozen_model_and_a_left_padding_tokenizer(tmp_path):
@@ -34,7 +36,7 @@ def test_the_built_in_base_is_taken_from_the_users_cache(tmp_path, monkeypatch):
     assert model.config.hidden_size == 16
 
 
-@pytest.mark.parametrize("name", ["smollm2-135m", "out/no/base", "./base", "/no/base", "base/"])
+@pytest.mark.parametrize("name", ["", "smollm2-135m", "out/no/base", "./base", "/no/base", "base/"])
 def test_what_is_neither_a_folder_nor_a_hub_id_is_refused_without_asking_the_hub(name):
     with pytest.raises(
         FileNotFoundError, match=rf"base is '{name}', .*\(ORG/NAME\) or smollm2-135m-instruct"
@@ -71,3 +73,74 @@ def test_another_tokenizer_may_serve_a_model(tmp_path):
     assert "[more]" in tokenizer.get_vocab()
     with pytest.raises(FileNotFoundError, match=r"^tokenizer is 'gone', expected a folder"):
         load_base(str(tmp_path / "base"), tokenizer="gone")
+
+
+def edited(folder, name, **changes):
+    file = folder / name
+    kept = {**json.loads(file.read_text()), **changes}
+    file.write_text(json.dumps({key: value for key, value in kept.items() if value is not None}))
+
+
+def without_model_type(folder):
+    (folder / "config.json").write_text("{}")
+
+
+def of_no_known_type(folder):
+    edited(folder, "config.json", model_type="nonesuch")
+
+
+def torn(folder):
+    file = folder / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:5000])
+
+
+def without_tokenizer(folder):
+    (folder / "tokenizer.json").unlink()
+
+
+def without_an_end(folder):
+    edited(folder, "tokenizer_config.json", eos_token=None, pad_token=None)
+
+
+def without_a_weight(folder):
+    weights = load_file(folder / "model.safetensors")
+    del weights["model.layers.0.mlp.down_proj.weight"]
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def of_another_width(folder):
+    weights = load_file(folder / "model.safetensors")
+    name = "model.layers.0.mlp.down_proj.weight"
+    weights[name] = weights[name][:3].clone()
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+@pytest.mark.parametrize(
+    ("damage", "told"),
+    [
+        (without_model_type, "was not loaded: Unrecognized model in"),
+        (of_no_known_type, "was not loaded: .* model type `nonesuch`"),
+        (torn, "was not loaded: .*file not fully covered"),
+        (without_tokenizer, "was not loaded: Couldn't instantiate the backend tokenizer"),
+        (without_an_end, "tokenizer names no eos_token"),
+        (
+            without_a_weight,
+            "lack the weights model.layers.0.mlp.down_proj.weight, expected",
+        ),
+        (
+            of_another_width,
+            r"down_proj.weight is \(3, 32\), expected \(16, 32\) by its",
+        ),
+    ],
+)
+def test_a_damaged_base_is_one_sentence(tmp_path, damage, told):
+    damage(tiny_folder(tmp_path))
+    with pytest.raises(ValueError, match=rf"^base is '{tmp_path}'.*{told}") as refused:
+        load_base(str(tmp_path))
+    assert "\n" not in str(refused.value)
+
+
+def test_an_encoder_is_no_language_model(tmp_path):
+    # transformers would draw a head at random.
+    with pytest.raises(ValueError, match=r"lack the weights cls.predictions.*expected a whole"):
+        load_base(str(tiny_encoder(tmp_path)))

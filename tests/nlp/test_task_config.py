@@ -129,11 +129,11 @@ def test_all_values_that_are_out_of_range_are_reported_together(read):
     expected = (
         r"tasks.a/b is 'a/b', expected a plain word.*; "
         r"tasks.a/b.prompt_formate: .*prompt is 'x', expected at least one \{column\}; "
-        r"tasks.a/b.num_epochs is 0.0, expected > 0; "
+        r"tasks.a/b.num_epochs is 0.0, expected a positive number; "
         r"tasks are a/b, expected two or more to tell apart; "
         r"no classifier is chosen: set bert_classifier or embedding_classifier to true; "
         r"lora_r is 0, .*; micro_batch_size is -1, .*; learning_rate is 0.0, .*; "
-        r"lora_dropout is 2.0, expected 0 to 1; held_out is 1.0, .*; "
+        r"lora_dropout is 2.0, expected 0 <= lora_dropout < 1; held_out is 1.0, .*; "
         r"optimizer is 'sgd', expected one of adamw, .*; "
         r"lora_target_modules is empty, .*; "
         r"wandb_entity, wandb_watch, wandb_name, wandb_log_model: given without a wandb_project.*; "

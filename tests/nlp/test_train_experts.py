@@ -225,5 +225,30 @@ def test_dropout_is_at_work_in_training_and_drops_the_same_again(config, tmp_pat
     main(again)
     for key, value in factors(again, "plural").items():
         assert torch.equal(value, found[key])
-    with pytest.raises(ValueError, match=r"dropout is 1\.5, expected 0 to 1"):
-        replace(config.experts[0], dropout=1.5)
+    with pytest.raises(ValueError, match=r"dropout is 1\.0, expected 0 <= dropout < 1"):
+        replace(config.experts[0], dropout=1.0)
+
+
+def test_what_stands_and_where_it_goes_is_looked_at_before_any_training(config, tmp_path):
+    (config.output / "past").mkdir(parents=True)
+    with pytest.raises(FileNotFoundError, match=r"past/adapter_config.json is missing"):
+        main(config)
+    file = config.held_out
+    with pytest.raises(ValueError, match=r"output: .*rows.jsonl is a file, expected a folder"):
+        main(replace(config, output=file))
+    with pytest.raises(ValueError, match=r"fit.output: .*rows.jsonl is a file, expected a folder"):
+        main(replace(config, fit=replace(config.fit, output=file)))
+    with pytest.raises(ValueError, match=r"output and fit.output are both .*runs: an expert"):
+        replace(config, output=config.fit.output)
+    assert not config.fit.output.exists()
+
+
+def test_a_run_is_not_resumed_with_other_rows_or_shown_otherwise(config):
+    main(config)
+    (config.output / "past").rename(config.output / "kept")
+    with pytest.raises(ValueError, match=r"style was 'plain', is 'chat'"):
+        main(replace(config, style="chat"))
+    write_rows(config.held_out, ROWS[::-1])
+    with pytest.raises(ValueError, match=r"data was '\w+', is '\w+'"):
+        main(config)
+    assert not (config.output / "past").exists()
