@@ -13,12 +13,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mole_vl.faults import refuse
-from mole_vl.files import check_file
+from mole_vl.faults import instance_of, refuse, told
+from mole_vl.files import check_file, read_object
 
 Kind = Literal["bert", "embedding"]
 HEADER = "classifier.json"
-_SHOWN = 10
 
 
 @dataclass(frozen=True)
@@ -74,9 +73,8 @@ def labels_of(examples: Sequence[Labelled], tasks: Sequence[str]) -> Tensor:
         for number, example in enumerate(examples)
         if example.task not in tasks
     ]
-    more = [f"and {len(strange) - _SHOWN} rows more"] if len(strange) > _SHOWN else []
     empty = [f"no row of the task {task!r}" for task in tasks if task not in seen]
-    refuse("classifier", [*strange[:_SHOWN], *more, *empty])
+    refuse("classifier", [*told(strange), *empty])
     places = {task: place for place, task in enumerate(tasks)}
     return torch.tensor([places[example.task] for example in examples])
 
@@ -108,11 +106,21 @@ def read_header(folder: Path, kind: Kind) -> Mapping[str, Any]:
 
     Raises:
         FileNotFoundError: There is none.
-        ValueError: It is of the other kind.
+        ValueError: It is of the other kind, or damaged.
     """
     file = folder / HEADER
     check_file("classifier", file, f"the header of a {kind} classifier; train it first")
-    header = json.loads(file.read_text())
-    if header.get("kind") != kind:
-        raise ValueError(f"{file}: the kind is {header.get('kind')!r}, expected {kind!r}")
+    header = read_object(file)
+    tasks = header.get("tasks")
+    named = isinstance(tasks, list) and all(isinstance(task, str) for task in tasks)
+    refuse(
+        str(file),
+        [
+            None
+            if header.get("kind") == kind
+            else f"the kind is {header.get('kind')!r}, expected {kind!r}",
+            None if named else f"tasks is {tasks!r}, expected names",
+            instance_of("encoder", header.get("encoder"), str),
+        ],
+    )
     return header

@@ -1,27 +1,25 @@
 """A linear head over sentence embeddings that says which task a text belongs to."""
 
 from collections.abc import Sequence
-from importlib import import_module
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from accelerate import PartialState
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 from transformers import AutoModel
 
-from mole_vl.files import check_file, new_folder
+from mole_vl.faults import refuse
+from mole_vl.files import check_file, new_folder, read_tensors
 from nlp.classifier import HEADER, Labelled, labels_of, read_header, write_header
 from nlp.encoders import BUILT_IN_ENCODER, Reader, encoder_source, in_batches
 from nlp.models import found
 
 _HEAD = "head.safetensors"
-_FITTING = "sklearn"
-# The inverse of the head's L2 penalty. Embeddings of norm 1 are close to each other: scikit-learn's
-# own 1.0 would leave all tasks nearly as probable as one another.
+# The inverse of the head's L2 penalty. Embeddings of norm 1 are close to each other: the usual 1.0
+# would leave all tasks nearly as probable as one another.
 _C = 100.0
 
 
@@ -96,30 +94,35 @@ class EmbeddingClassifier:
         """
         header = read_header(folder, "embedding")
         check_file("classifier", folder / _HEAD, "the head of an embedding classifier")
-        head = load_file(folder / _HEAD)
+        head = read_tensors(folder / _HEAD)
         embed = Embedder(header["encoder"])
-        expected = (len(header["tasks"]), embed.width)
-        if tuple(head["weight"].shape) != expected:
-            raise ValueError(
-                f"{folder / _HEAD}: weight is {tuple(head['weight'].shape)}, expected {expected} "
-                f"for the tasks in {HEADER} and the embeddings of {embed.name}"
-            )
-        return cls(embed, head["weight"], head["bias"], header["tasks"])
-
-
-def check_fitting() -> None:
-    """Raise ValueError unless the package that fits heads is installed."""
-    if find_spec(_FITTING) is None:
-        raise ValueError(
-            "embedding_classifier needs the package scikit-learn to be trained: "
-            "pip install 'mole-vl[classifier]'"
+        tasks = header["tasks"]
+        expected = {"weight": (len(tasks), embed.width), "bias": (len(tasks),)}
+        refuse(
+            str(folder / _HEAD),
+            [_odd(name, head.get(name), shape, embed.name) for name, shape in expected.items()],
         )
+        return cls(embed, head["weight"], head["bias"], tasks)
+
+
+def _odd(name: str, tensor: Tensor | None, shape: tuple[int, ...], encoder: str) -> str | None:
+    """The fault of one of the head's tensors, or None."""
+    if tensor is None:
+        return f"{name} is missing"
+    if tuple(tensor.shape) != shape:
+        return (
+            f"{name} is {tuple(tensor.shape)}, expected {shape} for the tasks in {HEADER} and the "
+            f"embeddings of {encoder}"
+        )
+    return None if bool(tensor.isfinite().all()) else f"{name} holds NaN or infinite numbers"
 
 
 def train_embedding(
     embed: Embedder, examples: Sequence[Labelled], tasks: Sequence[str]
 ) -> EmbeddingClassifier:
-    """Fit the head by multinomial logistic regression.
+    """Fit the head by multinomial logistic regression with an L2 penalty of the weights.
+
+    The loss is convex: wherever its search begins, it ends at the same head.
 
     Args:
         embed: Gives the embeddings.
@@ -127,16 +130,28 @@ def train_embedding(
         tasks: The tasks.
 
     Raises:
-        ValueError: A label that is no task, a task without examples, or no scikit-learn.
+        ValueError: A label that is no task, or a task without examples.
     """
-    check_fitting()
     labels = labels_of(examples, tasks)
-    vectors = embed([example.text for example in examples])
-    # An extra that answering does without: it comes in for those who train.
-    linear = import_module(f"{_FITTING}.linear_model")
-    fitted = linear.LogisticRegression(C=_C, max_iter=1000).fit(vectors.numpy(), labels.numpy())
-    weight, bias = torch.tensor(fitted.coef_), torch.tensor(fitted.intercept_)
-    if len(tasks) == 2:
-        # scikit-learn gives the log-odds of the second task alone.
-        weight, bias = torch.cat([-weight, weight]) / 2, torch.cat([-bias, bias]) / 2
-    return EmbeddingClassifier(embed, weight.float().contiguous(), bias.float(), tasks)
+    weight, bias = _fitted(embed([example.text for example in examples]).double(), labels)
+    return EmbeddingClassifier(embed, weight.float(), bias.float(), tasks)
+
+
+def _fitted(vectors: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """The weight (tasks, width) and bias (tasks,) of least penalised cross-entropy."""
+    tasks = int(labels.max()) + 1
+    weight = torch.zeros(tasks, vectors.shape[1], dtype=vectors.dtype, requires_grad=True)
+    bias = torch.zeros(tasks, dtype=vectors.dtype, requires_grad=True)
+    search = torch.optim.LBFGS(
+        [weight, bias], max_iter=1000, tolerance_grad=1e-8, line_search_fn="strong_wolfe"
+    )
+
+    def loss() -> Tensor:
+        search.zero_grad()
+        penalty = weight.square().sum() / (2 * _C * len(labels))
+        value = F.cross_entropy(F.linear(vectors, weight, bias), labels) + penalty
+        value.backward()
+        return value
+
+    search.step(loss)  # pyright: ignore[reportArgumentType] (it says float, and takes tensors)
+    return weight.detach(), bias.detach()

