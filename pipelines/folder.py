@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Protocol
 
 from mole_vl import Mixture, save_gates
-from mole_vl.files import check_file, new_folder
+from mole_vl.faults import plain_word, refuse
+from mole_vl.files import check_file, new_folder, read_object
 from mole_vl.peft_folder import write_peft
 from pipelines.loading import Bank
 
@@ -70,16 +71,15 @@ def load_mixture(pipe: Loading, folder: Path) -> None:
     """
     file = folder / FOLDER / _INDEX
     check_file("from_pretrained", file, "the list of the experts that were saved there")
-    try:
-        index = json.loads(file.read_text())
-    except ValueError as error:
-        raise ValueError(f"{file} is no JSON: {error}") from error
+    index = read_object(file)
     if index.get("format") != FORMAT:
-        raise ValueError(
-            f"{folder / FOLDER / _INDEX}: format is {index.get('format')!r}, expected {FORMAT!r}"
-        )
+        raise ValueError(f"{file}: format is {index.get('format')!r}, expected {FORMAT!r}")
+    names = index.get("experts")
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise ValueError(f"{file}: experts is {names!r}, expected their names")
+    refuse(str(file), [plain_word("experts", name) for name in names])
     experts = folder / FOLDER / "experts"
-    pipe.load_experts([experts / name for name in index["experts"]])
+    pipe.load_experts([experts / name for name in names])
     pipe.load_gates(folder / FOLDER / "gates")
 
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from nlp.classifier import Classifier, hard as one_hot
+from nlp.data import texts_of
 from nlp.templates import Template
 from pipelines.text_generation import MoLETextGeneration
 
@@ -75,9 +76,7 @@ class RoutedText:
         Raises:
             ValueError: No question.
         """
-        texts = [questions] if isinstance(questions, str) else list(questions)
-        if not texts or not all(isinstance(text, str) and text.strip() for text in texts):
-            raise ValueError(f"questions: {questions!r}, expected some text, or several texts")
+        texts = texts_of("questions", questions)
         tasks = self.classifier.tasks
         probabilities = self.classifier.probabilities(texts)
         weights = one_hot(probabilities) if hard else probabilities

@@ -11,11 +11,22 @@ from transformers import PreTrainedModel
 
 from mole_vl import Expert, Mixture, merged, mix, mix_from, read_components, write_peft
 from mole_vl.arms import together
+from mole_vl.faults import at_least, refuse
+from mole_vl.files import check_output
 from mole_vl.gates import Average, GateSpec
 from mole_vl.sites import SiteKind
 from nlp.adapter import blocks, bound
-from nlp.data import EncodedRow, Style, TextRow, Tokenizer, encode_prompt, to_device
-from nlp.forms import Causal, form_of
+from nlp.data import (
+    EncodedRow,
+    Style,
+    TextRow,
+    Tokenizer,
+    check_lengths,
+    encode_prompt,
+    texts_of,
+    to_device,
+)
+from nlp.forms import Causal, Form, form_of
 from nlp.models import Bits, load_base
 from nlp.task import answer_losses
 from pipelines.folder import (
@@ -27,9 +38,12 @@ from pipelines.folder import (
 )
 from pipelines.recording import Recording
 from pipelines.token_weights import TokenWeights, by_token
-from pipelines.weights import check_known
+from pipelines.weights import in_order
 
 PART = "model"
+# Arguments of `generate` that the prompts decide, or that would change what it returns.
+_OWN = ("inputs", "input_ids", "inputs_embeds", "attention_mask", "pad_token_id",
+        "return_dict_in_generate")  # fmt: skip
 
 # For all prompts: weights by expert's name (zero for the others), or (E,) in the experts' order, or
 # one of these by site; or for each prompt an expert's name, weights by name, or a row of (rows, E).
@@ -118,6 +132,8 @@ class MoLETextGeneration:
                 f"experts are loaded already ({', '.join(self.experts)}): call unload_experts() "
                 "first"
             )
+        if not isinstance(experts, Mapping | Sequence) or isinstance(experts, str):
+            raise ValueError(f"experts is {experts!r}, expected a list of folders or experts")
         given = experts.items() if isinstance(experts, Mapping) else [(None, e) for e in experts]
         read = [one if isinstance(one, Expert) else _read(one, name) for name, one in given]
         mix(
@@ -187,7 +203,8 @@ class MoLETextGeneration:
             prompt, one prompt's after another's.
 
         Raises:
-            ValueError: No prompt, an unknown expert, or weights for another number of prompts.
+            ValueError: No prompt, or one that leaves no room for `max_new_tokens`; an unknown
+                expert, or weights for another number of prompts.
             RuntimeError: No experts are loaded.
         """
         rows = self._rows(prompts, style)
@@ -246,12 +263,9 @@ class MoLETextGeneration:
             return self._traced(answered, self._texts(said))
 
     def _rows(self, prompts: str | Sequence[str], style: Style) -> list[EncodedRow]:
-        texts = [prompts] if isinstance(prompts, str) else list(prompts)
-        if not texts or not all(isinstance(text, str) and text for text in texts):
-            raise ValueError(f"prompts: {prompts!r}, expected some text, or several texts")
         return [
             EncodedRow(encode_prompt(text, self.tokenizer, style), (), TextRow(text, "", ""))
-            for text in texts
+            for text in texts_of("prompts", prompts)
         ]
 
     def _mixing(
@@ -271,6 +285,7 @@ class MoLETextGeneration:
         """The ids of the answers, ended by padding."""
         model: Any = self.model
         form = form_of(model)
+        _check_call(form, rows, generate)
         pad = self.tokenizer.pad_token_id
         batch = to_device(form.prompts(rows, pad), model.device)
         with bound(self.mixture)(batch):
@@ -372,9 +387,10 @@ class MoLETextGeneration:
         transformers reads the base there as it is without experts.
 
         Raises:
-            ValueError: Other files where the mixture goes.
+            ValueError: The folder cannot be written, or other files are where the mixture goes.
         """
         folder = Path(folder)
+        check_output("save_pretrained", folder)
         check_replaceable(folder)
         model, tokenizer = self.model, self.tokenizer
         if not self._experts:
@@ -398,16 +414,50 @@ class MoLETextGeneration:
         if isinstance(weights, Mapping):
             return weights
         given: Any = weights
+        names = self.mixture.names
+        if isinstance(given, str) or not isinstance(given, Tensor | Sequence):
+            raise ValueError(
+                f"weights is {given!r}, expected weights by expert's name, or a list with an "
+                "expert's name, or weights, for each prompt"
+            )
         if not isinstance(given, Tensor) and any(isinstance(w, str | Mapping) for w in given):
-            names = self.mixture.names
-            each = [{w: 1.0} if isinstance(w, str) else w for w in given]
-            for one in each:
-                check_known(names, one, "weights")
-            given = [[float(one.get(name, 0.0)) for name in names] for one in each]
+            given = [
+                in_order(names, {one: 1.0} if isinstance(one, str) else one, f"weights[{place}]")
+                for place, one in enumerate(given)
+            ]
         found = torch.as_tensor(given, dtype=torch.float32)
         if found.dim() == 2 and len(found) != rows:
             raise ValueError(f"weights are for {len(found)} prompts, and there are {rows}")
+        if found.dim() not in (1, 2):
+            raise ValueError(
+                f"weights of shape {tuple(found.shape)}, expected ({len(names)},) or ({rows}, "
+                f"{len(names)}), for {rows} prompts and {', '.join(names)}"
+            )
         return found
+
+
+def _check_call(form: Form, rows: Sequence[EncodedRow], generate: Mapping[str, Any]) -> None:
+    """Raise ValueError for settings of `generate` that are the pipeline's own, or leave no room."""
+    own = [name for name in _OWN if name in generate]
+    new = generate["max_new_tokens"]
+    whole = isinstance(new, int) and not isinstance(new, bool)
+    refuse(
+        "generate",
+        [
+            f"{', '.join(own)}: the pipeline says this itself, leave it out" if own else None,
+            None if whole else f"max_new_tokens is {new!r}, expected a whole number",
+            at_least("max_new_tokens", new, 1) if whole else None,
+        ],
+    )
+    if form.longest is not None:
+        most = form.room(new)
+        check_lengths(
+            f"prompts: longer than the {most} tokens that the base reads before {new} new ones "
+            "(max_new_tokens)",
+            rows,
+            [len(row.prompt) for row in rows],
+            most,
+        )
 
 
 def _read(folder: str | Path, name: str | None) -> Expert:

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from mole_vl.faults import refuse
+from mole_vl.mixture import numbers
 from pipelines.schedules import Step, at
 
 # A weight by expert's name, zero for the others; or (E,), or (pictures, E), in the experts' order.
@@ -27,6 +28,18 @@ def check_known(names: Sequence[str], given: Any, where: str) -> None:
         )
 
 
+def in_order(names: Sequence[str], given: Any, where: str) -> list[float]:
+    """Weights by expert's name in the order of the names, zero for the others.
+
+    Raises:
+        ValueError: No mapping, an unknown name, or what is no number.
+    """
+    if not isinstance(given, Mapping):
+        raise ValueError(f"{where} is {given!r}, expected weights by expert's name")
+    check_known(names, given, where)
+    return numbers(names, given)
+
+
 def weights_at(given: WeightSchedule, step: Step, names: Sequence[str], pictures: int) -> Tensor:
     """The weights of a step, (E,) or (pictures, E), in the order of `names`.
 
@@ -35,8 +48,7 @@ def weights_at(given: WeightSchedule, step: Step, names: Sequence[str], pictures
     """
     now = at(given, step) if callable(given) or _staged(given) else given
     if isinstance(now, Mapping):
-        check_known(names, now, "weights")
-        now = [float(now.get(name, 0.0)) for name in names]
+        now = in_order(names, now, "weights")
     weights = torch.as_tensor(now, dtype=torch.float32)
     fits = weights.dim() in (1, 2) and weights.shape[-1] == len(names)
     if not fits or (weights.dim() == 2 and weights.shape[0] != pictures):

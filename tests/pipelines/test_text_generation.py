@@ -182,17 +182,67 @@ def test_what_cannot_be_is_one_sentence(folders):
     )})  # fmt: skip
     with pytest.raises(ValueError, match="It was made for another base"):
         pipe.load_experts([odd])
+    for experts in (str(folders / "past"), folders / "past", None):
+        with pytest.raises(ValueError, match=r"experts is .*, expected a list of folders or exp"):
+            pipe.load_experts(experts)
+    (folders / "file").touch()
+    with pytest.raises(ValueError, match=r"save_pretrained: .*file is a file, expected a folder"):
+        pipe.save_pretrained(folders / "file")
     pipe.load_experts({"one": folders / "past", "two": folders / "plural"})
     assert pipe.experts == ("one", "two")
     with pytest.raises(RuntimeError, match="experts are loaded already"):
         pipe.load_experts([folders / "past"])
-    for prompts in ([], "", ["a", 3]):
+    for prompts in ([], "", " ", ["a", 3], None, 3, "\udc80"):
         with pytest.raises(ValueError, match=r"prompts: .*expected some text"):
             pipe(prompts)
-    with pytest.raises(ValueError, match="weights are for 2 prompts, and there are 3"):
-        pipe(PROMPTS, weights=torch.eye(2))
-    with pytest.raises(ValueError, match="unknown expert 'past'"):
-        pipe(PROMPTS, weights=["past", "one", "two"])
+    for weights, told in [
+        (torch.eye(2), "weights are for 2 prompts, and there are 3"),
+        (["past", "one", "two"], r"weights\[0\]: unknown expert 'past'"),
+        (["one", "one", None], r"weights\[2\] is None, expected weights by expert's name"),
+        ([{"one": 1}, "one", {"two": None}], "two weighs None, expected a number"),
+        ("one", "weights is 'one', expected weights by expert's name, or a list with"),
+        (3, "weights is 3, expected weights by expert's name, or a list with"),
+        (torch.ones(1, 1, 2), r"shape \(1, 1, 2\), expected \(2,\) or \(3, 2\), for 3 prompts"),
+    ]:
+        with pytest.raises(ValueError, match=told):
+            pipe(PROMPTS, weights=weights)
+    for call, told in [
+        ({"max_new_tokens": 0}, "max_new_tokens is 0, expected at least 1"),
+        ({"max_new_tokens": 1.5}, "max_new_tokens is 1.5, expected a whole number"),
+        ({"input_ids": torch.ones(1, 1)}, "input_ids: the pipeline says this itself, leave it out"),
+        ({"style": "x"}, "style is 'x', expected one of plain, chat"),
+    ]:
+        with pytest.raises(ValueError, match=told):
+            pipe(PROMPTS, **call)
+
+
+def test_a_prompt_that_leaves_no_room_for_an_answer_is_named(folders):
+    pipe = loaded(folders)
+    long = "abc" * 40
+    with pytest.raises(
+        ValueError,
+        match=r"longer than the 119 tokens that the base reads before 9 new ones "
+        r"\(max_new_tokens\): row 1 \('abcabc.*'\) has 120 tokens; shorten these rows",
+    ):
+        pipe(["a", long], max_new_tokens=9)
+    assert len(pipe(["a", long], max_new_tokens=8, do_sample=False)) == 2
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        ("{", "is no JSON"),
+        ("[]", "holds a list, expected an object"),
+        ('{"format": "mole-vl pipeline 1"}', "experts is None, expected their names"),
+        ('{"format": "mole-vl pipeline 1", "experts": ["../past"]}', "a plain word without"),
+    ],
+)
+def test_a_damaged_list_of_experts_is_named(folders, content, told):
+    pipe = loaded(folders)
+    pipe.save_pretrained(folders / "all")
+    (folders / "all/mixture/index.json").write_text(content)
+    with pytest.raises(ValueError, match=rf"index.json:? .*{told}"):
+        MoLETextGeneration.from_pretrained(folders / "all")
 
 
 @pytest.mark.parametrize("site", ["block", "network"])
