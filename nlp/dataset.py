@@ -12,7 +12,8 @@ from string import Formatter
 from typing import Any, TypeAlias
 
 from datasets import ClassLabel, Dataset, Features, Value, load_dataset
-from datasets.exceptions import DatasetGenerationCastError, DatasetsError
+from datasets.exceptions import DatasetsError
+from datasets.table import CastError
 from pandas.errors import ParserWarning
 
 from mole_vl.faults import refuse, told
@@ -163,10 +164,11 @@ def _told(where: str) -> Iterator[None]:
 
 def _said(error: BaseException) -> str:
     """What one of datasets' errors comes down to."""
-    if isinstance(error, DatasetGenerationCastError):
-        # Its cause only says that something was not cast; the columns are in its second paragraph.
-        return str(error).strip().split("\n\n")[1]
-    said = first_line(error.__cause__ or error)
+    cause = error.__cause__ or error
+    if isinstance(cause, CastError):
+        # Files with other columns than one another: which ones, its later lines say.
+        return " ".join(str(cause).split())
+    said = first_line(cause)
     return _NO_ROWS if any(words in said for words in _OF_NO_ROWS) else said
 
 

@@ -251,3 +251,13 @@ def test_a_table_without_rows_is_one_sentence_in_parquet_too(tmp_path):
     datasets.Dataset.from_dict({"prompt": [], "answer": []}).to_parquet(tmp_path / "none.parquet")
     with pytest.raises(ValueError, match=r"none.parquet, .* was not loaded: it holds no rows$"):
         rows_of("train", DatasetRows(dataset=str(tmp_path / "none.parquet"), task="t"))
+
+
+def test_files_of_a_folder_with_other_columns_than_one_another_are_told_with_these(tmp_path):
+    folder = tmp_path / "rows"
+    folder.mkdir()
+    (folder / "train_1.jsonl").write_text('{"prompt": "a", "answer": "b"}\n')
+    (folder / "train_2.jsonl").write_text('{"prompt": "a", "said": "b"}\n')
+    with pytest.raises(ValueError, match=r"said: string .*column names don't match") as refused:
+        rows_of("train", DatasetRows(dataset=str(folder), task="t"))
+    assert "\n" not in str(refused.value)
