@@ -94,6 +94,13 @@ class Form(ABC):
     def rows(self, rows: Sequence[EncodedRow], pad: int) -> TextBatch:
         """Prompts and answers side by side."""
 
+    def scored(self, rows: Sequence[EncodedRow], pad: int) -> TextBatch:
+        """As `rows`, for one forward that scores the answers: nothing is read that only ends them.
+
+        So a row may be a token longer than the context.
+        """
+        return self.rows(rows, pad)
+
     @abstractmethod
     def prompts(self, rows: Sequence[EncodedRow], pad: int) -> TextBatch:
         """Prompts alone, as `generate` wants them; nothing is scored."""
@@ -137,6 +144,16 @@ class Causal(Form):
     def rows(self, rows: Sequence[EncodedRow], pad: int) -> TextBatch:
         """Prompts and answers in one sequence, padded on the right."""
         return collate(rows, pad)
+
+    def scored(self, rows: Sequence[EncodedRow], pad: int) -> TextBatch:
+        """Without the last column, which predicts nothing; labels have it still."""
+        batch = self.rows(rows, pad)
+        return TextBatch(
+            input_ids=batch["input_ids"][:, :-1],
+            attention_mask=batch["attention_mask"][:, :-1],
+            labels=batch["labels"],
+            prompt_mask=batch["prompt_mask"][:, :-1],
+        )
 
     def prompts(self, rows: Sequence[EncodedRow], pad: int) -> TextBatch:
         """Prompts alone, padded on the left."""
