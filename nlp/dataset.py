@@ -94,7 +94,7 @@ def rows_of(setting: str, source: RowSource) -> list[TextRow]:
         check_file(setting, source, ROWS)
         return read_rows(source)
     where = f"{setting}: {source}"
-    with _told(where):
+    with loading(where):
         table = _load(source)
         if not len(table):
             raise ValueError(_NO_ROWS)
@@ -148,7 +148,7 @@ def _columns(template: str) -> list[str]:
 
 
 @contextmanager
-def _told(where: str) -> Iterator[None]:
+def loading(where: str) -> Iterator[None]:
     """What datasets says of what it cannot find or read, in one sentence."""
     try:
         yield
