@@ -147,7 +147,8 @@ def test_gates_are_trained_once_and_say_where_each_task_goes(module, bench, monk
     how = stream.Learned(MoLE(), "preview", lr=0.1, steps=3, after=1, rows=2, centring=2)
     found = how(bench, lesson(module), tmp_path / "run", 0)
     monkeypatch.setattr(stream, "fit", None)
-    assert how(bench, lesson(module), tmp_path / "run", 0) == found
+    again = how(bench, lesson(module), tmp_path / "run", 0)
+    assert {**again, "asking": 0} == {**found, "asking": 0}
     mixture = how.mixture(bench, [], tmp_path / "run", 0)
     for task, weights in found["weights"].items():
         mine = []
