@@ -11,10 +11,8 @@ once for each density, and its adapter is rescaled.
 """
 
 import argparse
-import time
 from collections.abc import Sequence
 from functools import partial
-from typing import Any
 
 import numpy as np
 from fewshot_bench import Bench, lesson_of
@@ -40,20 +38,18 @@ MEASURE = "log-likelihood per answer token"
 
 def told(
     bench: Bench, merges: PeftMerges, rows: Sequence[EncodedRow], kind: Kind, density: float
-) -> dict[str, Any]:
-    """The rows' mean log-likelihood by the weights' sum, and the seconds of merging."""
+) -> list[float]:
+    """The rows' mean log-likelihood, by the weights' sum."""
     found = []
-    start = time.perf_counter()
     with merges.merged(kind, 1 / len(merges.names), density):
-        seconds = time.perf_counter() - start
         for total in TOTALS:
             with rescale_adapter_scale(merges.model, total):
                 one = log_likelihood(merges.model, bench.tokenizer, rows, batch_rows=50)
             found.append(float(np.mean(one)))
-    return {"told": found, "seconds": seconds}
+    return found
 
 
-def of_task(bench: Bench, units: Units, task: str) -> dict[tuple[Kind, float], dict[str, Any]]:
+def of_task(bench: Bench, units: Units, task: str) -> dict[tuple[Kind, float], list[float]]:
     """What a task's examples say of every merge."""
     drawn = (lesson_of(task, SHOTS, draw).few for draw in range(DRAWS))
     rows = bench.encoded(list(dict.fromkeys(row for few in drawn for row in few)))
@@ -85,11 +81,9 @@ def main() -> None:
         found = [one[kind, density] for one in by_task]
         for index, total in enumerate(TOTALS):
             arm = f"{kind}, density {density}, total {total}"
-            rows.append(measured(MEASURE, arm, [one["told"][index] for one in found]))
+            rows.append(measured(MEASURE, arm, [one[index] for one in found]))
             if kind not in best or rows[-1].mean > best[kind][0]:
                 best[kind] = rows[-1].mean, {"total": total, "density": density}
-        seconds = [one["seconds"] for one in found]
-        rows.append(measured("seconds of merging", f"{kind}, density {density}", seconds))
     chosen = {kind: settings for kind, (_, settings) in best.items()}
     settings = SETTINGS | {"densities": DENSITIES, "chosen": chosen}
     write_results("fewshot_merges", rows, settings=settings, seeds=range(DRAWS), folder=results)
