@@ -118,7 +118,7 @@ def rows_of(setting: str, source: RowSource) -> list[TextRow]:
     known = {c: kind.names for c, kind in table.features.items() if isinstance(kind, ClassLabel)}
     names = {**known, **source.labels}
     rows, faults = [], []
-    with _told(where):
+    with loading(where):
         table_rows = table.select_columns(columns).to_list()
     for number, values in enumerate(table_rows):
         try:

@@ -15,12 +15,12 @@ from pathlib import Path
 from typing import Any
 
 from accelerate import PartialState
-from jsonargparse import auto_cli
 
 from mole_vl import Expert, Mixture, mix, mix_from, read_peft
 from mole_vl.faults import as_messages, at_least, refuse
 from mole_vl.files import check_file, check_output, new_file
 from mole_vl.gates import Average, GateSpec
+from mole_vl.program import command
 from mole_vl.sites import SiteKind
 from mole_vl.specs import to_data
 from nlp.adapter import blocks
@@ -171,4 +171,4 @@ def main(config: EvaluateConfig) -> None:
 
 if __name__ == "__main__":
     with as_messages("nlp"):
-        main(auto_cli(EvaluateConfig, as_positional=False))
+        main(command(EvaluateConfig))
