@@ -56,6 +56,7 @@ class Learned:
     after: int = 0
     rows: int = 16
     centring: int = 8
+    balance: float = 0.0
 
     def mixture(self, bench: Bench, rows: Sequence[TextRow], run: Path, seed: int) -> Mixture:
         """The base mixed by the gates in the folder of their run, where they are trained first."""
@@ -63,7 +64,7 @@ class Learned:
         if file.exists():
             return mix_from(bench.model, bench.experts(""), file, blocks=blocks(bench.model))
         mixture = bench.mixed("", self.gate, self.site, self.after)
-        task = bench.language(mixture, rows)
+        task = bench.language(mixture, rows, self.balance)
         config = FitConfig(
             output=run / "run",
             steps=self.steps,
