@@ -3,15 +3,16 @@
     python benchmarks/fewshot_merges.py            # --quick: one task, for a look
 
 The development tasks' examples (16, three draws) are scored under every merge of the shelf without
-the task's own expert; nothing is generated. The best total weight and density of each merge, by the
-mean over tasks of the log-likelihood per answer token, are the arms of `fewshot_peers.MERGES`.
+the task's own expert; nothing is generated. Each merge is asked in the benchmark with the total
+weight and density of the best log-likelihood per answer token in the mean over tasks
+(`fewshot_peers.chosen_merges`).
 
 A merge of experts weighed alike grows with the weight and does not change otherwise: peft merges
 once for each density, and its adapter is rescaled.
 """
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 
 import numpy as np
@@ -64,6 +65,15 @@ def of_task(bench: Bench, units: Units, task: str) -> dict[tuple[Kind, float], l
     return found
 
 
+def best(found: Mapping[tuple[Kind, float, float], float]) -> dict[Kind, dict[str, float]]:
+    """Each merge's settings of the greatest value, by kind, density and total."""
+    chosen = {}
+    for kind in KINDS:
+        _, density, total = max((key for key in found if key[0] == kind), key=found.__getitem__)
+        chosen[kind] = {"total": total, "density": density}
+    return chosen
+
+
 def main() -> None:
     """Run the choice."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
@@ -76,15 +86,14 @@ def main() -> None:
     bench = Bench(out)
     by_task = [of_task(bench, units, task) for task in tasks]
     rows: list[Measurement] = []
-    best: dict[str, tuple[float, dict[str, float]]] = {}
+    found: dict[tuple[Kind, float, float], float] = {}
     for kind, density in VARIANTS:
-        found = [one[kind, density] for one in by_task]
         for index, total in enumerate(TOTALS):
             arm = f"{kind}, density {density}, total {total}"
-            rows.append(measured(MEASURE, arm, [one[index] for one in found]))
-            if kind not in best or rows[-1].mean > best[kind][0]:
-                best[kind] = rows[-1].mean, {"total": total, "density": density}
-    chosen = {kind: settings for kind, (_, settings) in best.items()}
+            values = [one[kind, density][index] for one in by_task]
+            rows.append(measured(MEASURE, arm, values))
+            found[kind, density, total] = rows[-1].mean
+    chosen = best(found)
     settings = SETTINGS | {"densities": DENSITIES, "chosen": chosen}
     write_results("fewshot_merges", rows, settings=settings, seeds=range(DRAWS), folder=results)
     print(f"chosen: {chosen}")

@@ -4,6 +4,7 @@ Every arm puts its adapters on the base and takes them off again. Peers that wan
 shape get exact copies of the experts; peft's merges take the experts as they are.
 """
 
+import json
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -22,12 +23,14 @@ from fewshot_ablation import PRESET
 from fewshot_bench import Bench, Lesson
 from peft import LoraConfig, XLoraConfig, get_peft_model, set_peft_model_state_dict
 
-from merges import DENSITY, Kind, PeftMerges
+from merges import DENSITY, KINDS, Kind, PeftMerges
 from mole_vl import Expert, Factors, write_peft
+from mole_vl.files import check_file
 from mole_vl.peft_folder import peft_tensors
 from nlp.data import TextRow, to_device
 from nlp.forms import form_of
 from nlp.task import LanguageTask, answer_losses
+from results import FOLDER
 
 
 def of_one_shape(experts: Sequence[Expert]) -> list[Expert]:
@@ -96,6 +99,18 @@ class Merge:
             weight = self.total / len(merges.names)
             with merges.merged(self.kind, weight, self.density):
                 return bench.judge(lesson.asked, model=merges.model)
+
+
+def chosen_merges() -> dict[str, Merge]:
+    """Each of peft's merges as `fewshot_merges.py` chose it, once, on development tasks.
+
+    Raises:
+        FileNotFoundError: It did not choose yet.
+    """
+    file = FOLDER / "fewshot_merges.json"
+    check_file("merges", file, "the choice that python benchmarks/fewshot_merges.py writes")
+    chosen = json.loads(file.read_text())["settings"]["chosen"]
+    return {f"peft {kind}": Merge(kind, **chosen[kind]) for kind in KINDS}
 
 
 @dataclass(frozen=True)

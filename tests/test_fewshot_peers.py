@@ -1,6 +1,7 @@
 """The peers of the few-shot benchmark, each held against its own formula on a tiny model."""
 
 import importlib
+import json
 from pathlib import Path
 
 import pytest
@@ -207,6 +208,21 @@ def test_a_merge_weighs_by_its_total_and_leaves_the_own_expert_out(module, bench
     mixture.unmix()
     assert found["told"] == pytest.approx(expected["told"], abs=2e-4)
     assert found["told"] != pytest.approx(bench.judge(ROWS)["told"], abs=1e-2)
+
+
+def test_the_merges_asked_are_those_chosen(module, monkeypatch, tmp_path):
+    peers, choice = module("fewshot_peers"), module("fewshot_merges")
+    monkeypatch.setattr(peers, "FOLDER", tmp_path)
+    with pytest.raises(FileNotFoundError, match=r"fewshot_merges\.json is no file, expected"):
+        peers.chosen_merges()
+    found = {(k, d, t): -abs(t - 4) - d for k, d in choice.VARIANTS for t in choice.TOTALS}
+    found["ties_svd", 0.7, 16.0] = 1.0
+    chosen = {"settings": {"chosen": choice.best(found)}}
+    (tmp_path / "fewshot_merges.json").write_text(json.dumps(chosen))
+    merges = peers.chosen_merges()
+    assert merges["peft ties_svd"] == peers.Merge("ties_svd", total=16.0, density=0.7)
+    assert merges["peft dare_ties_svd"] == peers.Merge("dare_ties_svd", total=4.0, density=0.2)
+    assert [merge.kind for merge in merges.values()] == ["cat", "svd", "ties_svd", "dare_ties_svd"]
 
 
 def test_uniform_is_the_product_of_mean_factors(module, bench, lesson, monkeypatch):
