@@ -138,6 +138,9 @@ def main(config: EvaluateConfig) -> None:
     lm_eval, utils, harness, harness_tasks = map(
         import_module, (_HARNESS, f"{_HARNESS}.utils", "nlp.harness", "nlp.harness_tasks")
     )
+    state = PartialState()
+    if state.num_processes > 1:
+        raise ValueError(f"evaluation runs in one process, and here are {state.num_processes}")
     check_output("output", config.output.parent)
     if config.output.is_dir():
         raise ValueError(f"output: {config.output} is a folder, expected a file")
@@ -147,7 +150,7 @@ def main(config: EvaluateConfig) -> None:
     tasks = harness_tasks.load_tasks(config.tasks)
     model, tokenizer = load_base(config.base, quantise=config.quantise)
     mixture = mixed(model, experts, config)
-    model.to(PartialState().device)  # pyright: ignore[reportArgumentType]
+    model.to(state.device)  # pyright: ignore[reportArgumentType]
     found = lm_eval.simple_evaluate(
         model=harness.HarnessModel(model, tokenizer, batch_rows=config.batch_rows),
         tasks=tasks,

@@ -6,6 +6,7 @@ lm_eval.simple_evaluate(model=HarnessModel(model, tokenizer), tasks=["arc_easy"]
 import logging
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -55,13 +56,16 @@ class HarnessModel(_HFLM):
         batch_rows: int = 8,
         max_length: int | None = None,
     ) -> None:
+        # HFLM would tie a model's weights anew, which an output layer that carries experts refuses.
+        described = SimpleNamespace(device=model.device, config=model.config)
         with _without_warnings(HFLM.__module__):
             super().__init__(
-                pretrained=model,
+                pretrained=described,
                 tokenizer=tokenizer,
                 batch_size=batch_rows,
                 max_length=max_length,
             )
+        self._model = model.eval()
         self._form = form_of(model)
 
     def _around(self, batch: TextBatch) -> AbstractContextManager[ExtraTerms]:

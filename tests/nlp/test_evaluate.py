@@ -1,14 +1,22 @@
 """The program evaluate on tiny models and local tasks, the whole way."""
 
 import json
+import shlex
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
 
 import datasets
 import pytest
 import torch
-from jsonargparse import auto_parser
+from jsonargparse import auto_cli
+from lm_eval import simple_evaluate
+from lm_eval.api.model import LM
+from lm_eval.tasks import TaskManager
 
 from mole_vl import mix, read_peft, save_gates, write_peft
 from mole_vl.gates import Arrow, Average, Constants, MoLE, Sum
+from mole_vl.specs import to_data
 from nlp import evaluate
 from nlp.adapter import blocks, bound
 from nlp.data import EncodedRow, TextRow, collate, encode_rows, write_rows
@@ -18,7 +26,7 @@ from nlp.models import load_base
 from nlp.task import answer_losses
 from tests.nlp.families import experts_on, lively
 from tests.nlp.test_answers import said_alone
-from tests.nlp.toys import ROWS, tiny_model, tiny_tokenizer
+from tests.nlp.toys import ROWS, quantisable_folder, tiny_model, tiny_tokenizer
 from tests.toys import randomise
 
 NAMES = ("past", "plural", "french")
@@ -215,14 +223,17 @@ def test_faults_come_in_a_sentence_and_leave_nothing(world, monkeypatch):
     other = mix(model, [read_peft(world / "past")], gate=Sum(), site="matrix")
     save_gates(other, world / "gates.safetensors")
     refused(ValueError, "past", gates=world / "gates.safetensors", experts=(world / "french",))
+    two = SimpleNamespace(num_processes=2, device="cpu")
+    monkeypatch.setattr(evaluate, "PartialState", lambda: two)
+    refused(ValueError, "runs in one process, and here are 2")
     monkeypatch.setattr(evaluate, "find_spec", lambda _name: None)
     refused(ValueError, r"needs the package lm-eval: pip install 'mole-vl\[evaluate\]'")
     assert not (world / "out").exists()
 
 
 def test_the_preset_is_a_configuration_of_the_program_over_tasks_that_are_here():
-    parser = auto_parser(EvaluateConfig, as_positional=False)
-    given = parser.instantiate(parser.parse_path("configs/text_evaluate.yaml"))
+    arguments = ["--config", "configs/text_evaluate.yaml"]
+    given = auto_cli(EvaluateConfig, as_positional=False, args=arguments)
     assert all(folder.is_dir() for folder in given.experts)
     tasks = {task.task_name: task for task in load_tasks(given.tasks)}
     assert set(tasks) == {"text_continent", "text_isa", "text_plural"}
@@ -232,3 +243,62 @@ def test_the_preset_is_a_configuration_of_the_program_over_tasks_that_are_here()
         assert {doc["task"] for doc in docs} == {name.removeprefix("text_")}
         if task.OUTPUT_TYPE == "multiple_choice":
             assert {doc["answer"] for doc in docs} == set(task.doc_to_choice(docs[0]))
+
+
+def commands():
+    """The command lines of the page, as lists of arguments."""
+    lines = Path("docs/evaluation.md").read_text().splitlines()
+    start = "    python -m nlp.evaluate "
+    return [shlex.split(line.removeprefix(start)) for line in lines if line.startswith(start)]
+
+
+@pytest.mark.parametrize("arguments", commands(), ids=lambda given: given[-1])
+def test_the_commands_of_the_page_run(world, arguments):
+    given = auto_cli(EvaluateConfig, as_positional=False, args=arguments)
+    # Tiny experts, as many as the page's, over a tiny base, and a task that is here.
+    base = quantisable_folder(world / "wide") if given.quantise else world / "base"
+    tiny = {"base": str(base), "tasks": (f"{world}/tasks/pick.yaml",)}
+    experts = tuple(world / name for name in NAMES[: len(given.experts)])
+    found = results(replace(given, **tiny, experts=experts, output=world / given.output))
+    assert len(found["measured"].get("experts", ())) == len(experts)
+    if given.gate is not None:
+        assert found["measured"]["gate"] == to_data(Arrow(top_k=4))
+
+
+class Canned(LM):
+    """Says what it was told to."""
+
+    def __init__(self, said):
+        super().__init__()
+        self.said, self.asked = said, []
+
+    def generate_until(self, requests):
+        self.asked += [request.args for request in requests]
+        return self.said
+
+    def loglikelihood(self, requests):
+        raise NotImplementedError
+
+    def loglikelihood_rolling(self, requests):
+        raise NotImplementedError
+
+
+def test_scienceqa_is_asked_and_read_as_its_file_says(tmp_path, monkeypatch):
+    row = {"instruction": "Context: Hint.\nQuestion: ...?\nOptions: (A) a (B) b", "input": None}
+    letters = ["B", "A", "A", "B"]
+    file = tmp_path / "scienceqa/scienceq_test.json"
+    file.parent.mkdir()
+    rows = [{**row, "output": f"Answer: The answer is {x}.", "answer": x} for x in letters]
+    file.write_text(json.dumps(rows))
+    task = Path("configs/scienceqa.yaml").resolve()
+    monkeypatch.chdir(tmp_path)
+    answers = ["Answer: The answer is B.", "The answer is A. BECAUSE: B.", "A", "The answer is A."]
+    model = Canned(answers)
+    found = simple_evaluate(
+        model=model, tasks=load_tasks([str(task)]),
+        task_manager=TaskManager(include_defaults=False),
+    )  # fmt: skip
+    assert found["results"]["scienceqa_text"]["exact_match,letter"] == 0.5
+    prompt, how = model.asked[0]
+    assert prompt.endswith(f"### Instruction:\n{row['instruction']}\n\n### Response:\n")
+    assert how["until"] == ["\n"]

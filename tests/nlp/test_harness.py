@@ -8,7 +8,7 @@ from hypothesis import given, settings, strategies as st
 from lm_eval.api.instance import Instance
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
-from mole_vl import mix
+from mole_vl import Expert, Factors, mix
 from mole_vl.gates import Arrow, Average, MoLE
 from nlp.adapter import blocks, bound
 from nlp.calls import TextCalls
@@ -237,3 +237,14 @@ def test_contexts_of_the_mixture_hold_and_a_plain_model_is_asked_plainly():
         assert found[0] == pytest.approx(expected[0], rel=1e-4)
     mixture.unmix()
     assert likelihoods(lm, ASKED) == base
+
+
+def test_experts_on_an_output_layer_that_is_tied_to_the_embeddings():
+    model = causal("gemma")
+    assert model.lm_head.weight is model.model.embed_tokens.weight
+    expert = Expert("ann", {"lm_head": Factors(torch.randn(2, 16), torch.randn(40, 2), 1.0)})
+    mix(model.train(), [expert], gate=Average(), site="matrix", blocks=blocks(model))
+    request = (None, sample(1, 5), sample(2, 3))
+    found = HarnessModel(model, tiny_tokenizer())._loglikelihood_tokens([request])
+    assert not model.training
+    assert found[0][0] == pytest.approx(naive(model, *request[1:])[0], rel=1e-4)
