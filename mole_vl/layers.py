@@ -161,8 +161,13 @@ class MixtureLinear(MixtureLayer):
             return dense(x, self.a, self.b, expand(aligned, self.segments, self.scales))
         of_expert = self.scales.new_zeros(len(self.ranks)).scatter(0, self.segments, self.scales)
         scaled = weights * of_expert[experts]
-        plan = per_sample if weights.dim() == 2 else sparse
-        return plan(x, self.a, self.b, scaled, experts, self.ranks)
+        if weights.dim() == 2:
+            return per_sample(x, self.a, self.b, scaled, experts, self.ranks)
+        # A layer may read more axes than its gate weighs: each place has its position's experts.
+        scaled, experts = (
+            align(one, x, self.path).expand(*x.shape[:-1], -1) for one in (scaled, experts)
+        )
+        return sparse(x, self.a, self.b, scaled, experts, self.ranks)
 
     def positions(self, x: Tensor) -> Tensor:
         """The input itself."""

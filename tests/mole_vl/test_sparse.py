@@ -3,7 +3,10 @@
 import pytest
 import torch
 from hypothesis import given, settings, strategies as st
+from torch import nn
 
+from mole_vl.experts import Factors
+from mole_vl.layers import Chosen, MixtureLinear
 from mole_vl.sparse import per_sample, sparse
 
 # Ranks of one kind take the grouped product where strides allow it, others the segments.
@@ -101,3 +104,16 @@ def test_all_positions_of_one_expert_and_none_of_another(rank):
     chosen = torch.full((6, 1), 3)
     x = torch.randn(6, 8, generator=torch.Generator().manual_seed(0))
     agree(sparse, 1e-5, x, a, b, weights, chosen, ranks)
+
+
+@pytest.mark.parametrize("over", [1, 2], ids=["rows", "positions"])
+def test_a_layer_that_reads_more_axes_than_its_gate_weighs(over):
+    ranks = [2, 3, 1]
+    a, b, weights, chosen = drawn(ranks, (2, 3)[:over], 2, 4, 5, 0, torch.float32)
+    factors = [
+        Factors(one, other, 1.0)
+        for one, other in zip(a.split(ranks), b.split(ranks, 1), strict=True)
+    ]
+    base, x = nn.Linear(4, 5), torch.randn(2, 3, 7, 4, generator=torch.Generator().manual_seed(1))
+    layer = MixtureLinear("layer", base, factors, lambda rows: Chosen(weights, chosen))
+    torch.testing.assert_close(layer(x) - base(x), loop(x, a, b, weights, chosen, ranks))
