@@ -29,6 +29,7 @@ def train_gates(
     after: int = 0,
     balance: float = 0.0,
     centring: int = 4,
+    alone: bool = False,
     report: bool = True,
 ) -> None:
     """Train gates, save them, and judge them.
@@ -44,11 +45,13 @@ def train_gates(
         balance: Factor of the balance loss.
         centring: Batches that the features of gates on hidden states are centred over before the
             training; 0 for none.
+        alone: Whether the gate learns from what each expert alone makes of each example, found
+            once, instead of from the mixture: for one gate over rows (site preview).
         report: Whether the arms are judged on held-out examples at the end.
     """
     check_output("fit.output", fit.output)
     mixtures, task, settings = prepare(
-        domain, gate, fit, site=site, after=after, balance=balance, centring=centring
+        domain, gate, fit, site=site, after=after, balance=balance, centring=centring, alone=alone
     )
     main = PartialState().is_main_process
     if learns := bool(task.parameters()):

@@ -102,16 +102,14 @@ class Bench:
             blocks=blocks(self.model),
         )
 
-    def language(
-        self, mixture: Mixture, rows: Sequence[TextRow], balance: float = 0.0
-    ) -> LanguageTask:
-        """The task of teaching the gates some rows; `balance` weighs the balance loss."""
+    def language(self, mixture: Mixture, rows: Sequence[TextRow]) -> LanguageTask:
+        """The task of teaching the gates some rows."""
         return LanguageTask(
             self.model,
             self.encoded(rows),
             pad=self.tokenizer.pad_token_id,
             parameters=gate_parameters({"model": mixture}),
-            around=bound(mixture, balance_weight=balance),
+            around=bound(mixture),
         )
 
     def taught(self, task: LanguageTask, *, steps: int, lr: float) -> float:

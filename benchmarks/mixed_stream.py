@@ -30,10 +30,10 @@ from torch import Tensor
 
 from mole_vl import Mixture, mix_from, save_gates
 from mole_vl.files import digest_contents
-from mole_vl.gates import Arrow, Average, GateSpec, MoLE, Sum
+from mole_vl.gates import Arrow, Average, GateSpec, Hidden, MoLE, Sum
 from mole_vl.sites import SiteKind
 from mole_vl.specs import to_data
-from mole_vl.training import FitConfig, centre_gates, fit
+from mole_vl.training import FitConfig, centre_gates, choice_task, fit
 from nlp.adapter import blocks, bound
 from nlp.around import Around, ExtraTerms
 from nlp.data import TextBatch, TextRow, read_rows
@@ -47,7 +47,10 @@ GATES = "MoLE gates"
 
 @dataclass(frozen=True)
 class Learned:
-    """Gates that learn from the stream: their kind, and how they are trained."""
+    """Gates that learn from the stream: their kind, and how they are trained.
+
+    With `alone` they learn from what each expert alone makes of each row.
+    """
 
     gate: GateSpec
     site: SiteKind
@@ -56,7 +59,7 @@ class Learned:
     after: int = 0
     rows: int = 16
     centring: int = 8
-    balance: float = 0.0
+    alone: bool = False
 
     def mixture(self, bench: Bench, rows: Sequence[TextRow], run: Path, seed: int) -> Mixture:
         """The base mixed by the gates in the folder of their run, where they are trained first."""
@@ -64,17 +67,21 @@ class Learned:
         if file.exists():
             return mix_from(bench.model, bench.experts(""), file, blocks=blocks(bench.model))
         mixture = bench.mixed("", self.gate, self.site, self.after)
-        task = bench.language(mixture, rows, self.balance)
+        task = bench.language(mixture, rows)
         config = FitConfig(
             output=run / "run",
             steps=self.steps,
             rows=self.rows,
             lr=self.lr,
             seed=seed,
-            save_every=25,
+            save_every=50,
             progress=False,
         )
         centre_gates([mixture], task, rows=self.rows, batches=self.centring, seed=seed)
+        if self.alone:
+            task = choice_task(
+                {"model": mixture}, task, run, rows=self.rows, settings=to_data(self)
+            )
         fit(task, config, to_data(self))
         save_gates(mixture, file)
         return mixture
@@ -145,7 +152,15 @@ FIXED: Mapping[str, Arm] = {
 }
 LEARNED: Mapping[str, Learned] = {
     "X-LoRA in one pass": Learned(MoLE(over="position"), "network", lr=5e-3, steps=150, after=10),
-    GATES: Learned(MoLE(), "preview", lr=6e-3, steps=150, after=24),
+    GATES: Learned(
+        MoLE(score=Hidden(pool="mean and last"), top_k=1, preview="average"),
+        "preview",
+        lr=2e-3,
+        steps=750,
+        after=27,
+        rows=64,
+        alone=True,
+    ),
 }
 
 

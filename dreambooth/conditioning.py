@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from mole_vl.faults import at_least, one_of, refuse
 from mole_vl.gate_file import GateFile
-from mole_vl.gates.mole import pooled_mean
+from mole_vl.gates.pooling import pooled_mean
 from mole_vl.gates.scores import unit_sized
 
 Told = Literal["time", "prompt"]

@@ -62,6 +62,8 @@ def mix(
     refuse("mix", [instance_of("gate", gate, GateSpec)])
     if features is not None:
         refuse("mix", _faults_with(features, gate, site))
+    if gate.preview != "base":
+        refuse("mix", _faults_of_preview(gate.preview, site, slots))
     shapes = layer_shapes(model)
     check_fit(experts, shapes)
     paths = {
@@ -77,6 +79,19 @@ def mix(
     mixture = Mixture(experts, gate, layout, paths, roles, features, calls)
     mixture.wire(model)
     return mixture
+
+
+def _faults_of_preview(
+    shown: str, site: SiteKind, slots: Mapping[str, Sequence[str]] | None
+) -> list[str | None]:
+    return [
+        None
+        if site == "preview"
+        else f"the gate's preview is {shown!r}, which is for site 'preview', not {site!r}",
+        None
+        if slots is None
+        else f"the gate's preview is {shown!r}, and slots have no average: use 'base'",
+    ]
 
 
 def _faults_with(features: Features, gate: GateSpec, site: SiteKind) -> list[str | None]:

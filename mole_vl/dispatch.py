@@ -22,6 +22,7 @@ from mole_vl.bank import GateBank, spread
 from mole_vl.calls import Calls
 from mole_vl.features import Features, read_features
 from mole_vl.gates import GateOutput
+from mole_vl.gates.gate import Previewed
 from mole_vl.layers import Chosen, MixtureLayer
 from mole_vl.passes import EVERYWHERE, Conditions, Pass, Passes, Record, replaying
 from mole_vl.sites import NETWORK, Layout
@@ -60,6 +61,7 @@ class Dispatch:
         bank: The gates.
         reads_input: Whether the gates look at their site's input, where it has one to read.
         experts: How many experts there are.
+        shows: What site preview shows its gate: the base, or the experts' average.
         features: What the model itself is told and the gates read; None for nothing.
         calls: Reads what a forward's arguments tell of its rows; None for nothing.
     """
@@ -70,11 +72,13 @@ class Dispatch:
         bank: GateBank,
         reads_input: bool,
         experts: int,
+        shows: Previewed = "base",
         features: Features | None = None,
         calls: Calls | None = None,
     ) -> None:
         self.bank = bank
         self.experts = experts
+        self.shows: Previewed = shows
         self.features = features
         self.calls = calls
         # What row gates found, by the thread of forwards that it holds for.
@@ -163,7 +167,7 @@ class Dispatch:
             raise RuntimeError("this mixture is baked into the base: call unmix() first")
 
     def preview(self, forward: Callable[[], Any]) -> None:
-        """Find the weights of the forwards to come: `forward` runs the base up to the gate."""
+        """Find the weights of the forwards to come: `forward` runs the model up to the gate."""
         with self.lock:
             told = self.conditions
             if not self.previews or told.disabled or self._pinned(NETWORK, told) is not None:
@@ -204,8 +208,10 @@ class Dispatch:
             output = current.results.get(name, current.held.get(name))
         else:
             raise RuntimeError(_outside(f"the mixed layer {path}"))
-        if current.conditions.disabled or current.conditions.preview:
+        if current.conditions.disabled:
             return None
+        if current.conditions.preview:
+            return self._previewed(current.conditions)
         if output is not None and output.weights.requires_grad and current.grad:
             self._check_gradient(path)
         if output is None:
@@ -223,6 +229,13 @@ class Dispatch:
             output = replace(output, weights=spread(output.weights, rows), experts=places)
             current.results[name] = output
         return Chosen(output.weights * current.conditions.strength, output.experts)
+
+    def _previewed(self, told: Conditions) -> Chosen | None:
+        """What a preview runs under: nothing, or the average of the experts that are kept."""
+        if self.shows == "base":
+            return None
+        kept = torch.ones(self.experts) if told.kept is None else told.kept.float()
+        return Chosen(kept / kept.sum() * told.strength, None)
 
     def _check_gradient(self, where: str) -> None:
         if not torch.is_grad_enabled():

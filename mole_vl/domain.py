@@ -11,7 +11,7 @@ from mole_vl.gates import GateSpec
 from mole_vl.mixture import Mixture
 from mole_vl.sites import SiteKind
 from mole_vl.specs import to_data
-from mole_vl.training import FitConfig, Gauged, Task, centre_gates
+from mole_vl.training import FitConfig, Gauged, Task, centre_gates, choice_task
 
 
 class Domain(ABC):
@@ -52,6 +52,7 @@ def prepare(
     after: int = 0,
     balance: float = 0.0,
     centring: int = 4,
+    alone: bool = False,
 ) -> tuple[Mapping[str, Mixture], Task, dict[str, object]]:
     """Mix a domain's models and centre their gates: all that comes before `fit`.
 
@@ -63,22 +64,38 @@ def prepare(
         after: As for `mole_vl.mix`.
         balance: Factor of the balance loss.
         centring: Batches that features are centred over; 0 for none.
+        alone: Whether the gate learns from what each expert alone makes of each example
+            (`mole_vl.training.choice`) instead of from the mixture's loss. The survey is kept in
+            the run's folder.
 
     Returns:
         The mixtures by component, the task that trains their gates and measures what they say, and
         the settings for `fit` that a resumed run must agree on.
 
     Raises:
-        ValueError: A negative or endless `balance` or `centring`; what the domain refuses.
+        ValueError: A negative or endless `balance` or `centring`; gates or examples that cannot be
+            taught by experts alone; what the domain refuses.
     """
-    refuse("gates", [at_least("balance", balance, 0), at_least("centring", centring, 0)])
+    both = "balance is a term of the mixture's loss, which `alone` puts another in the place of"
+    refuse(
+        "gates",
+        [
+            at_least("balance", balance, 0),
+            at_least("centring", centring, 0),
+            both if alone and balance else None,
+        ],
+    )
     mixtures = domain.mix(gate, site, after)
     task = domain.task(balance)
     centre_gates(mixtures.values(), task, rows=fit.rows, batches=centring, seed=fit.seed)
     settings = agreed(
         domain, mixtures, gate, site=site, after=after, balance=balance, centring=centring
     )
-    return mixtures, Gauged(task, mixtures), settings
+    if not alone:
+        return mixtures, Gauged(task, mixtures), settings
+    settings["alone"] = True
+    chosen = choice_task(mixtures, task, fit.output, rows=fit.rows, settings=settings)
+    return mixtures, chosen, settings
 
 
 def agreed(

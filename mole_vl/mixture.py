@@ -75,7 +75,9 @@ class Mixture(nn.Module):
         # A ModuleDict key must hold no dots (a module's path holds no slash), and be no method.
         self.gates = nn.ModuleDict({f"at {name}".replace(".", "/"): g for name, g in gates.items()})
         bank = GateBank(gates, readers, slots)
-        self._dispatch = Dispatch(layout, bank, spec.reads_input, len(experts), features, calls)
+        self._dispatch = Dispatch(
+            layout, bank, spec.reads_input, len(experts), spec.preview, features, calls
+        )
         # In a plain dict: the model registers the layers, the handle must not do it again.
         self.layers: Mapping[str, MixtureLayer] = layers
         self._wiring: Wiring | None = None
@@ -200,9 +202,9 @@ class Mixture(nn.Module):
     def preview(self, *args: Any, **kwargs: Any) -> None:
         """With site preview, find the weights that the forwards to come take.
 
-        The base alone runs, its graph unkept, up to the block whose input the gate reads. Where the
-        gate learns, call this with gradient enabled: its weights have one. Other sites need no
-        preview: nothing runs then.
+        The base alone runs, or the experts' average (`MoLE.preview`), its graph unkept, up to the
+        block whose input the gate reads. Where the gate learns, call this with gradient enabled:
+        its weights have one. Other sites need no preview: nothing runs then.
 
         Args:
             args: As for a forward of the model. It must leave no trace, so no cache.

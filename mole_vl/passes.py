@@ -64,7 +64,8 @@ class Conditions:
         streams: Of other sequences, by the path of the part of the model that reads each.
         source: For each row, the row whose gate result it takes, (rows,); None for its own.
         filled: The expert in each row's slots, (rows, S); None where gates weigh experts.
-        preview: Whether the base runs alone, up to where the gate of site preview reads.
+        preview: Whether the model runs up to where the gate of site preview reads, the base alone
+            or under the experts' average.
         held: Results of row gates that later forwards take over (a prompt's, while its answer is
             generated), filled by the first forward; None for gates computed anew.
         records: Where results are listed, or None.

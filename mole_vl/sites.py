@@ -7,8 +7,9 @@
   block's input.
 - network: the whole model; it reads the input of the first block that carries experts, or of a
   later one: then the blocks before it share a gate that reads nothing (X-LoRA in one pass).
-- preview: the whole model; the base alone runs first, up to the block whose input the gate reads,
-  then the whole model with the weights found (X-LoRA's two passes, the first cut short).
+- preview: the whole model; the base runs first, alone or under the experts' average, up to the
+  block whose input the gate reads, then the whole model with the weights found (X-LoRA's two
+  passes, the first cut short).
 
 A matrix outside every block is its own site, but where one gate serves the whole model.
 """

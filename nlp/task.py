@@ -66,8 +66,22 @@ class LanguageTask:
 
     def batch(self, rows: Sequence[Row]) -> TextBatch:
         """The epoch's next examples; every row of the global batch is another one."""
-        picked = [self._rows[row.pick(len(self._rows))] for row in rows]
+        return self.examples([row.pick(len(self._rows)) for row in rows])
+
+    def __len__(self) -> int:
+        """How many rows there are."""
+        return len(self._rows)
+
+    def examples(self, places: Sequence[int]) -> TextBatch:
+        """The batch of these rows."""
+        picked = [self._rows[place] for place in places]
         return to_device(self._form.rows(picked, self._pad), self._device)
+
+    def likelihoods(self, batch: TextBatch) -> Tensor:
+        """Mean log-likelihood of a scored token of each row, (B,), in nats."""
+        with self._around(batch):
+            losses, scored = answer_losses(self._model, batch)
+        return -losses.sum(1) / scored.sum(1)
 
     def units(self, batch: TextBatch) -> int:
         """Scored tokens."""

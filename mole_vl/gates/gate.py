@@ -3,6 +3,7 @@
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from torch import Tensor, nn
 
@@ -38,8 +39,16 @@ class Gate(nn.Module):
         """The weights; `matrices` are the site's layers that read the site's width."""
 
 
+Previewed = Literal["base", "average"]
+
+
 class GateSpec:
-    """A kind of gate. One is built for each site of a mixture."""
+    """A kind of gate. One is built for each site of a mixture.
+
+    Its `preview` is what site preview shows it: the base alone, or under the experts' average.
+    """
+
+    preview: Previewed = "base"
 
     @abstractmethod
     def blind(self) -> "GateSpec":

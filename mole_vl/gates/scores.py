@@ -7,16 +7,25 @@ import math
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal, get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mole_vl.faults import one_of, refuse
+from mole_vl.gates.pooling import last_pooled, pooled_mean
 from mole_vl.layers import MixtureLayer
+
+Pool = Literal["mean", "mean and last"]
 
 
 class Score(nn.Module):
     """Maps a site's input (lead, d) to logits (lead, E), in fp32."""
+
+    def pooled(self, x: Tensor, pool: Tensor | None) -> Tensor:
+        """What a gate over rows shows of the input: (rows, positions, d) to (rows, d)."""
+        return pooled_mean(x, pool)
 
     @abstractmethod
     def forward(self, x: Tensor, matrices: Sequence[MixtureLayer]) -> Tensor:
@@ -37,20 +46,32 @@ class HiddenScore(Score):
     """Linear in the input's direction as seen from `centre`, (d,), which is zero until it is set.
 
     Hidden states of one site point nearly the same way, whatever the input (cosine 0.9 and more in
-    language models): from their common mean the differences are what remains.
+    language models): from their common mean the differences are what remains. With the mean and the
+    last of a row's positions the two stand side by side, (rows, 2 d), each of size 1.
     """
 
     centre: Tensor
 
-    def __init__(self, experts: int, width: int) -> None:
+    def __init__(self, experts: int, width: int, pool: Pool = "mean") -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.zeros(experts, width))
+        self.pool: Pool = pool
+        self.parts = 1 if pool == "mean" else 2
+        self.weight = nn.Parameter(torch.zeros(experts, self.parts * width))
         self.bias = nn.Parameter(torch.zeros(experts))
-        self.register_buffer("centre", torch.zeros(width))
+        self.register_buffer("centre", torch.zeros(self.parts * width))
+
+    def pooled(self, x: Tensor, pool: Tensor | None) -> Tensor:
+        """The mean of a row's pooled positions, or that and the last of them."""
+        mean = pooled_mean(x, pool)
+        return mean if self.pool == "mean" else torch.cat([mean, last_pooled(x, pool)], -1)
+
+    def features(self, x: Tensor) -> Tensor:
+        """The input's direction, part by part: what the centre is a mean of."""
+        return unit_sized(x.float().unflatten(-1, (self.parts, -1))).flatten(-2)
 
     def forward(self, x: Tensor, matrices: Sequence[MixtureLayer]) -> Tensor:
         """Logits of the experts."""
-        features = unit_sized(unit_sized(x.float()) - self.centre.float())
+        features = self.features(self.features(x) - self.centre.float())
         return F.linear(features, self.weight.float(), self.bias.float())
 
 
@@ -103,11 +124,21 @@ class _FreeScore(Score):
 
 @dataclass(frozen=True, kw_only=True)
 class Hidden(ScoreSpec):
-    """Reads the site's input, L2-normalised (the MoLE authors' code), seen from its `centre`."""
+    """Reads the site's input, L2-normalised (the MoLE authors' code), seen from its `centre`.
+
+    Args:
+        pool: What a gate over rows reads of a row: the mean of its positions, or beside it the
+            last one, which in a causal model has read all others.
+    """
+
+    pool: Pool = "mean"
+
+    def __post_init__(self) -> None:
+        refuse("Hidden", [one_of("pool", self.pool, get_args(Pool))])
 
     def build(self, experts: int, width: int, matrices: Sequence[MixtureLayer]) -> Score:
         """The score as a module, at zero."""
-        return HiddenScore(experts, width)
+        return HiddenScore(experts, width, self.pool)
 
 
 @dataclass(frozen=True, kw_only=True)

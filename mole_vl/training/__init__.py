@@ -1,6 +1,7 @@
 """Training: one loop for every domain."""
 
 from mole_vl.training.centring import centre_gates as centre_gates
+from mole_vl.training.choice import ChoiceTask as ChoiceTask, choice_task as choice_task
 from mole_vl.training.config import FitConfig as FitConfig
 from mole_vl.training.fit import (
     LOG as LOG,

@@ -8,7 +8,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from mole_vl.gates.scores import HiddenScore, unit_sized
+from mole_vl.gates.scores import HiddenScore
 from mole_vl.mixture import Mixture
 from mole_vl.passes import Record
 from mole_vl.training.rows import rows_of_step
@@ -72,7 +72,7 @@ def _features(
         told = [record for record in records if record.site == name]
         # Forwards that took over held weights are recorded too, after the one that found them.
         for x, record in zip(inputs, told[: len(inputs)], strict=True):
-            yield name, _real(unit_sized(x.float()), record)
+            yield name, _real(scores[name].features(x), record)
 
 
 def _note(seen: list[Tensor], _score: nn.Module, args: Any) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from mole_vl.files import new_file
 from mole_vl.heat_map import heat_map
@@ -58,13 +58,19 @@ class Gauged:
                 for component, mixture in self.mixtures.items()
             }
             terms = self.task.losses(batch)
-        measures = {
-            f"{GAUGE}/{component}/{site}/{name}": Term(value, weight=0.0)
-            for component, records in told.items()
-            for site, weights in site_means(records).items()
-            for name, value in zip(self.mixtures[component].weighed, weights, strict=True)
-        }
-        return {**terms, **measures}
+        for component, records in told.items():
+            names = self.mixtures[component].weighed
+            terms = {**terms, **measures(component, site_means(records), names)}
+        return terms
+
+
+def measures(component: str, means: Mapping[str, Tensor], names: Sequence[str]) -> dict[str, Term]:
+    """The measures of a component's mean weights (E,) by site, of experts of these names."""
+    return {
+        f"{GAUGE}/{component}/{site}/{name}": Term(value, weight=0.0)
+        for site, weights in means.items()
+        for name, value in zip(names, weights, strict=True)
+    }
 
 
 def draw_gates(log: Path, mixtures: Mapping[str, Mixture], folder: Path) -> None:

@@ -1,20 +1,21 @@
-"""Gates that find their weights in a preview: the base alone, up to the block that they read."""
+"""Gates that find their weights in a preview: the model runs up to the block that they read."""
 
 import copy
 import pickle
+from contextlib import ExitStack
 
 import pytest
 import torch
 from torch.nn.functional import normalize
 
 from mole_vl import mix, mix_from, save_gates
-from mole_vl.gates import Average, MoLE
+from mole_vl.gates import Average, Hidden, MoLE
 from tests.toys import BLOCKS, Toy, expert, inputs, randomise, three
 
 
-def previewed(after=1, over="row"):
+def previewed(after=1, over="row", **settings):
     model = Toy()
-    gate = MoLE(over=over)
+    gate = MoLE(over=over, **settings)
     mixture = mix(model, three(model), gate=gate, site="preview", after=after, blocks=BLOCKS)
     randomise(mixture)
     return model, mixture
@@ -54,6 +55,76 @@ def test_all_blocks_take_the_weights_that_the_gate_finds_in_the_bases_states(aft
     torch.testing.assert_close(again, reference)
     assert [record.site for record in records] == ["network", "network"]
     torch.testing.assert_close(records[0].output.weights, expected)
+
+
+def seen_under_average(model, block, kept=("ann", "bob", "cyd")):
+    """The block's input in a whole forward whose weights are pinned to those experts' average."""
+    seen = []
+    hook = model.blocks[block].register_forward_pre_hook(lambda _module, args: seen.append(args[0]))
+    with torch.no_grad(), model.mixture.pinned(dict.fromkeys(kept, 1 / len(kept))):
+        model(*inputs())
+    hook.remove()
+    return seen[0]
+
+
+@pytest.mark.parametrize("kept", [("ann", "bob", "cyd"), ("ann", "cyd")])
+@pytest.mark.parametrize("strength", [1.0, 0.5])
+def test_a_gate_may_be_shown_the_experts_average(kept, strength):
+    model, mixture = previewed(preview="average")
+    with mixture.scaled(strength):
+        shown = seen_under_average(model, 1, kept)
+    asked = mixture.masked([name for name in mixture.names if name not in kept])
+    with ExitStack() as stack:
+        stack.enter_context(asked)
+        stack.enter_context(mixture.scaled(strength))
+        stack.enter_context(mixture.condition(hold=True))
+        records = stack.enter_context(mixture.record())
+        mixture.preview(*inputs())
+        model(*inputs())
+    logits = mixture.gate("network").score(shown_mean(shown), ())
+    torch.testing.assert_close(records[0].output.logits, logits)
+    assert not torch.allclose(shown, seen_by_base(model, 1))
+
+
+def shown_mean(x):
+    return normalize(x, dim=-1).mean(1)
+
+
+def test_a_gate_may_read_the_last_position_beside_the_mean():
+    model, mixture = previewed(score=Hidden(pool="mean and last"))
+    torch.nn.init.normal_(mixture.gate("network").score.centre)
+    pool = torch.tensor([[1, 1, 0, 0], [0, 1, 1, 1], [0, 1, 1, 0]]).bool()
+    x = seen_by_base(model, 1)
+    gate = mixture.gate("network")
+    logits = []
+    for row, mask in zip(x, pool, strict=True):
+        parts = [normalize(row[mask], dim=-1).mean(0), row[mask][-1]]
+        centred = [
+            normalize(normalize(part, dim=0) * 6**0.5 - centre, dim=0) * 6**0.5
+            for part, centre in zip(parts, gate.score.centre.split(6), strict=True)
+        ]
+        logits.append(gate.score.weight @ torch.cat(centred) + gate.score.bias)
+    with mixture.condition(pool=pool, hold=True), mixture.record() as records:
+        mixture.preview(*inputs())
+        model(*inputs())
+    torch.testing.assert_close(records[0].output.logits, torch.stack(logits))
+
+
+def test_settings_of_a_preview_that_nothing_would_read_are_refused():
+    model = Toy()
+    for site in ("block", "network", "matrix"):
+        with pytest.raises(ValueError, match="which is for site 'preview'"):
+            mix(model, three(model), gate=MoLE(preview="average"), site=site, blocks=BLOCKS)
+    slots = {"one": ["ann", "bob"], "other": ["cyd"]}
+    how = {"gate": MoLE(preview="average"), "site": "preview", "blocks": BLOCKS, "slots": slots}
+    with pytest.raises(ValueError, match="slots have no average"):
+        mix(model, three(model), **how)
+    with pytest.raises(ValueError, match="for over='row'"):
+        MoLE(score=Hidden(pool="mean and last"), over="position")
+    with pytest.raises(ValueError, match="pool is 'last', expected"):
+        Hidden(pool="last")
+    with pytest.raises(ValueError, match="preview is 'sum', expected"):
+        MoLE(preview="sum")
 
 
 def test_the_preview_runs_no_block_past_the_gate_and_leaves_no_graph():

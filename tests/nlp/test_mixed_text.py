@@ -8,14 +8,16 @@ from pathlib import Path
 import jsonargparse
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import nn
 
 from apps.search_gates import search_gates
 from mole_vl import Expert, Factors, mix_from, read_gates, read_peft, write_peft
-from mole_vl.gates import Arrow, LoRAHub, MoLE, Sigmoid, Sum
+from mole_vl.gates import Arrow, Hidden, LoRAHub, MoLE, Sigmoid, Sum
 from mole_vl.training import FitConfig
 from mole_vl.training.search import SearchConfig
 from nlp.adapter import blocks
+from nlp.answers import log_likelihood
 from nlp.data import TextRow, write_rows
 from nlp.dataset import DatasetRows, rows_of
 from nlp.mixed_text import MixedText, first_of_each, table
@@ -74,6 +76,30 @@ def test_from_a_config_to_gates_and_a_report(tmp_path, domain, capsys):
     domain.model = model
     assert domain.hits(["gates"])["gates"] == hits["gates"]
     assert read_gates(file).spec == MoLE(normaliser=Sigmoid())
+
+
+def test_a_gate_may_learn_from_each_expert_alone(tmp_path, domain):
+    gate = MoLE(score=Hidden(pool="mean and last"), top_k=1, preview="average")
+    how = {"gate": gate, "site": "preview", "after": 1, "alone": True, "report": False}
+    train_gates(domain, config(tmp_path, save_every=1), **how)
+    log = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
+    assert {"choice", "gates/model/network/past"} <= log[-1].keys()
+    survey = load_file(tmp_path / "run/survey.safetensors")["told"]
+    for place, name in enumerate(("past", "plural")):
+        with domain.mixture.pinned({name: 1.0}):
+            told = log_likelihood(domain.model, domain.tokenizer, domain.train_rows)
+        assert survey[:, place].tolist() == pytest.approx(told, abs=1e-4)
+    trained = load_file(tmp_path / "run/gates/model.safetensors")
+    train_gates(domain, config(tmp_path, save_every=1), **how)
+    again = load_file(tmp_path / "run/gates/model.safetensors")
+    assert all(torch.equal(again[key], trained[key]) for key in trained)
+    with pytest.raises(ValueError, match="balance is a term of the mixture's loss"):
+        train_gates(domain, config(tmp_path, output=tmp_path / "b"), **how, balance=0.1)
+    model, _ = load_base(domain.base)
+    experts = [read_peft(folder) for folder in domain.experts]
+    file = tmp_path / "run/gates/model.safetensors"
+    loaded = mix_from(model, experts, file, blocks=blocks(model))
+    assert loaded.spec == gate
 
 
 def test_gates_that_learn_nothing_are_judged_as_they_stand(tmp_path, domain, capsys):

@@ -42,6 +42,16 @@ def test_the_term_is_the_mean_over_scored_tokens_whatever_the_padding():
     torch.testing.assert_close(task.losses(other)["lm"].value, expected.mean())
 
 
+def test_rows_are_asked_one_by_one():
+    model, rows = tiny_model(), encode_rows(ROWS, tiny_tokenizer())
+    task = build(model, rows)
+    assert len(task) == len(rows)
+    places = [2, 0, 3]
+    found = task.likelihoods(task.examples(places))
+    expected = torch.stack([-naive(model, rows[place]).mean() for place in places])
+    torch.testing.assert_close(found, expected)
+
+
 def test_only_columns_that_score_something_reach_the_head():
     model, rows = tiny_model(), encode_rows(ROWS, tiny_tokenizer())
     seen = []

@@ -1,0 +1,220 @@
+"""A gate taught by what each expert, alone, makes of each example.
+
+As the gate of a mixture of experts is (Jacobs, Jordan, Nowlan and Hinton, 1991, eq. 1.3): the loss
+of a row x is `-log sum_e g_e(x) p_e`, with g_e the gate's share of expert e and p_e the likelihood
+that this expert alone gives the row. Neither what the gate reads nor what the experts say changes
+while it learns: both are found once, and a step costs next to nothing.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from mole_vl.faults import refuse
+from mole_vl.files import new_file
+from mole_vl.gates.mole import LearnedGate
+from mole_vl.gates.scores import HiddenScore
+from mole_vl.mixture import Mixture
+from mole_vl.training.gauges import measures
+from mole_vl.training.rows import Row
+from mole_vl.training.task import Task, Term
+
+SURVEY = "survey.safetensors"
+
+
+@runtime_checkable
+class Answered(Task, Protocol):
+    """A task whose examples can be asked one by one."""
+
+    def __len__(self) -> int:
+        """How many examples there are."""
+        ...
+
+    def examples(self, places: Sequence[int]) -> Any:
+        """The batch of these examples."""
+        ...
+
+    def likelihoods(self, batch: Any) -> Tensor:
+        """Mean log-likelihood of a unit of each example, (rows,), in nats."""
+        ...
+
+
+@dataclass(frozen=True)
+class Survey:
+    """What a gate reads of each example, and what each expert makes of it.
+
+    Args:
+        read: The pooled input of the gate's score, (N, d).
+        told: Log-likelihood of each example under each expert alone, (N, E), in nats a unit.
+    """
+
+    read: Tensor
+    told: Tensor
+
+
+class ChoiceTask:
+    """Teach one gate over rows which expert alone tells each example best.
+
+    Args:
+        component: The mixture's name among the domain's.
+        mixture: The mixture, whose only gate is trained.
+        survey: Of all examples.
+    """
+
+    def __init__(self, component: str, mixture: Mixture, survey: Survey) -> None:
+        self.component = component
+        self.mixture = mixture
+        self.site, self.gate = _only_gate(mixture)
+        self.survey = survey
+
+    def parameters(self) -> Mapping[str, nn.Parameter]:
+        """The gate's, by the names that training in the mixture has for them."""
+        gates = self.mixture.gates.named_parameters()
+        return {f"{self.component}.{name}": parameter for name, parameter in gates}
+
+    def place(self, device: torch.device) -> None:
+        """Move the gate and the survey; the model is not run."""
+        self.gate.to(device)
+        self.survey = Survey(self.survey.read.to(device), self.survey.told.to(device))
+
+    def batch(self, rows: Sequence[Row]) -> Survey:
+        """The survey of the epoch's next examples."""
+        places = [row.pick(len(self.survey.told)) for row in rows]
+        return Survey(self.survey.read[places], self.survey.told[places])
+
+    def units(self, batch: Survey) -> int:
+        """Examples."""
+        return len(batch.told)
+
+    def losses(self, batch: Survey) -> Mapping[str, Term]:
+        """The term `choice`, in nats, and the measures of what the gate says.
+
+        The shares are those before the gate's `top_k`, which would leave the others no gradient.
+        """
+        with torch.autocast(batch.read.device.type, enabled=False):
+            weights = self.gate.normaliser(self.gate.score(batch.read, ()))
+            best = batch.told.amax(-1, keepdim=True)
+            shares = weights / weights.sum(-1, keepdim=True)
+            # A share may underflow, an expert's likelihood cannot: the best one's is 1 here.
+            whole = (shares * (batch.told - best).exp()).sum(-1).clamp_min(1e-30)
+            loss = -(whole.log() + best.squeeze(-1)).mean()
+        means = {self.site: weights.detach().mean(0)}
+        return {"choice": Term(loss), **measures(self.component, means, self.mixture.names)}
+
+
+def choice_task(
+    mixtures: Mapping[str, Mixture],
+    task: Task,
+    folder: Path,
+    *,
+    rows: int,
+    settings: Mapping[str, object],
+) -> ChoiceTask:
+    """The choice among a domain's experts, its survey made unless it stands in the folder.
+
+    Args:
+        mixtures: One mixture, with one gate over rows that reads hidden states.
+        task: Asks its examples one by one (`Answered`).
+        folder: Where the survey is kept.
+        rows: Examples of a forward.
+        settings: What decides the survey, as plain data.
+
+    Raises:
+        ValueError: Several mixtures or gates, gates of another kind, a task whose examples cannot
+            be asked one by one, or a survey that was made with other settings.
+    """
+    refuse(
+        "alone",
+        [
+            None
+            if len(mixtures) == 1
+            else f"{', '.join(mixtures)} have gates each, expected one model with one gate",
+            None
+            if isinstance(task, Answered)
+            else f"a {type(task).__name__} cannot ask its examples one by one",
+        ],
+    )
+    assert isinstance(task, Answered)
+    ((component, mixture),) = mixtures.items()
+    _only_gate(mixture)
+    accelerator = Accelerator()
+    file, made = folder / SURVEY, json.loads(json.dumps(settings, default=str))
+    if not file.exists():
+        found = _survey(mixture, task, rows, accelerator)
+        if accelerator.is_main_process:
+            tensors = {"read": found.read, "told": found.told}
+            with new_file(file) as partial:
+                save_file(tensors, partial, metadata={"settings": json.dumps(made)})
+        accelerator.wait_for_everyone()
+    with safe_open(file, framework="pt") as kept:
+        before = json.loads((kept.metadata() or {}).get("settings", "null"))
+        survey = Survey(kept.get_tensor("read"), kept.get_tensor("told"))
+    if before != made:
+        raise ValueError(
+            f"{file} was made with other settings; take another output folder, or remove this one"
+        )
+    return ChoiceTask(component, mixture, survey)
+
+
+def _only_gate(mixture: Mixture) -> tuple[str, LearnedGate]:
+    names = list(mixture.sites)
+    gate = mixture.gate(names[0])
+    hidden = isinstance(gate, LearnedGate) and isinstance(gate.score, HiddenScore)
+    over_rows = isinstance(gate, LearnedGate) and gate.over == "row" and gate.conditioning is None
+    refuse(
+        "alone",
+        [
+            None
+            if len(names) == 1
+            else f"{len(names)} gates ({', '.join(names[:3])} ...), expected one for the whole "
+            "model: site preview, or network with after 0",
+            None
+            if hidden and over_rows
+            else "the gate must be MoLE over rows with Hidden scores and no conditioning",
+            None if mixture.slots is None else "the gates weigh slots, expected experts",
+        ],
+    )
+    assert isinstance(gate, LearnedGate)
+    return names[0], gate
+
+
+@torch.no_grad()
+def _survey(mixture: Mixture, task: Answered, rows: int, accelerator: Accelerator) -> Survey:
+    """Ask all examples, each process its batches."""
+    task.place(accelerator.device)
+    _, gate = _only_gate(mixture)
+    batches = torch.arange(len(task)).split(rows)
+    own = range(accelerator.process_index, len(batches), accelerator.num_processes)
+    parts = []
+    for index in own:
+        batch = task.examples(batches[index].tolist())
+        seen: list[Tensor] = []
+        hook = gate.score.register_forward_pre_hook(partial(_note, seen))
+        try:
+            with accelerator.autocast():
+                task.likelihoods(batch)
+        finally:
+            hook.remove()
+        told = []
+        for name in mixture.names:
+            with mixture.pinned({name: 1.0}), accelerator.autocast():
+                told.append(task.likelihoods(batch).float().cpu())
+        parts.append((index, seen[0].float().cpu(), torch.stack(told, -1)))
+    if accelerator.num_processes > 1:
+        parts = gather_object(parts)
+    parts = sorted(parts, key=lambda part: part[0])
+    return Survey(torch.cat([read for _, read, _ in parts]), torch.cat([t for _, _, t in parts]))
+
+
+def _note(seen: list[Tensor], _score: nn.Module, args: Any) -> None:
+    seen.append(args[0])
