@@ -36,7 +36,7 @@ from mole_vl.specs import to_data
 from mole_vl.training import FitConfig, centre_gates, choice_task, fit
 from nlp.adapter import blocks, bound
 from nlp.around import Around, ExtraTerms
-from nlp.data import TextBatch, TextRow, read_rows
+from nlp.data import TextBatch, TextRow, digest_rows, read_rows
 from nlp.mixed_text import ORACLE, first_of_each
 from results import FOLDER, ROOT, Measurement, measured, write_results
 from units import Units
@@ -79,9 +79,10 @@ class Learned:
         )
         centre_gates([mixture], task, rows=self.rows, batches=self.centring, seed=seed)
         if self.alone:
-            task = choice_task(
-                {"model": mixture}, task, run, rows=self.rows, settings=to_data(self)
-            )
+            read = {"gate": to_data(self.gate), "site": self.site, "after": self.after}
+            made = {"rows": digest_rows(rows), **read}
+            survey = bench.out / f"survey {digest_contents([json.dumps(made).encode()])[:12]}"
+            task = choice_task({"model": mixture}, task, survey, rows=self.rows, settings=made)
         fit(task, config, to_data(self))
         save_gates(mixture, file)
         return mixture

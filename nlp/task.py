@@ -72,6 +72,10 @@ class LanguageTask:
         """How many rows there are."""
         return len(self._rows)
 
+    def sizes(self) -> Sequence[int]:
+        """Tokens of each row, its answer's among them."""
+        return [len(row.prompt) + len(row.answer) for row in self._rows]
+
     def examples(self, places: Sequence[int]) -> TextBatch:
         """The batch of these rows."""
         picked = [self._rows[place] for place in places]

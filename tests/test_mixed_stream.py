@@ -19,6 +19,7 @@ from tests.nlp.toys import ROWS, tiny_model, tiny_tokenizer
 
 NAMES = ("past", "plural", "french")
 FOLDER = Path(__file__).parents[1]
+CONFIG = FOLDER / "configs/text_stream.yaml"
 
 
 @pytest.fixture
@@ -202,3 +203,18 @@ def test_a_ratio_over_the_oracle_is_of_the_two_means(pairs):
     mine, oracle = (sum(pair[part] for pair in pairs) for part in (0, 1))
     np.testing.assert_allclose(over_oracle(drawn, axis=1), mine / oracle)
     np.testing.assert_allclose(over_oracle(np.array(pairs)), mine / oracle)
+
+
+def test_the_shipped_preset_is_the_one_that_is_measured(module):
+    stream, preset = module("mixed_stream"), module("presets").load(CONFIG)
+    measured = stream.LEARNED[stream.GATES]
+    told = preset.fit
+    assert (preset.gate, preset.site, preset.after) == (
+        measured.gate,
+        measured.site,
+        measured.after,
+    )
+    assert (told.lr, told.steps, told.rows) == (measured.lr, measured.steps, measured.rows)
+    assert (preset.alone, preset.centring) == (measured.alone, measured.centring)
+    shelf = module("fewshot_bench").SHELF
+    assert sorted(folder.name for folder in preset.domain.experts) == sorted(s.name for s in shelf)

@@ -1,8 +1,10 @@
 """A gate taught by what each expert, alone, makes of each example.
 
-As the gate of a mixture of experts is (Jacobs, Jordan, Nowlan and Hinton, 1991, eq. 1.3): the loss
-of a row x is `-log sum_e g_e(x) p_e`, with g_e the gate's share of expert e and p_e the likelihood
-that this expert alone gives the row. Neither what the gate reads nor what the experts say changes
+The loss of a row x is `1 - sum_e g_e(x) p_e`: g_e is the gate's share of expert e, p_e the
+likelihood (0 to 1, of a unit, the geometric mean) that this expert alone gives the row. So a gate
+is taught that draws one expert for each row. The likelihood of such a mixture, `-log sum_e g_e p_e`
+(Jacobs, Jordan, Nowlan and Hinton, 1991, eq. 1.3), is ruled by rows that no expert knows: there the
+least wrong of the strangers gets all. Neither what the gate reads nor what the experts say changes
 while it learns: both are found once, and a step costs next to nothing.
 """
 
@@ -38,6 +40,10 @@ class Answered(Task, Protocol):
 
     def __len__(self) -> int:
         """How many examples there are."""
+        ...
+
+    def sizes(self) -> Sequence[int]:
+        """What each example takes to ask: examples of like size are asked together."""
         ...
 
     def examples(self, places: Sequence[int]) -> Any:
@@ -97,17 +103,14 @@ class ChoiceTask:
         return len(batch.told)
 
     def losses(self, batch: Survey) -> Mapping[str, Term]:
-        """The term `choice`, in nats, and the measures of what the gate says.
+        """The term `choice`, between 0 and 1, and the measures of what the gate says.
 
         The shares are those before the gate's `top_k`, which would leave the others no gradient.
         """
         with torch.autocast(batch.read.device.type, enabled=False):
             weights = self.gate.normaliser(self.gate.score(batch.read, ()))
-            best = batch.told.amax(-1, keepdim=True)
             shares = weights / weights.sum(-1, keepdim=True)
-            # A share may underflow, an expert's likelihood cannot: the best one's is 1 here.
-            whole = (shares * (batch.told - best).exp()).sum(-1).clamp_min(1e-30)
-            loss = -(whole.log() + best.squeeze(-1)).mean()
+            loss = 1 - (shares * batch.told.exp()).sum(-1).mean()
         means = {self.site: weights.detach().mean(0)}
         return {"choice": Term(loss), **measures(self.component, means, self.mixture.names)}
 
@@ -193,7 +196,8 @@ def _survey(mixture: Mixture, task: Answered, rows: int, accelerator: Accelerato
     """Ask all examples, each process its batches."""
     task.place(accelerator.device)
     _, gate = _only_gate(mixture)
-    batches = torch.arange(len(task)).split(rows)
+    order = torch.tensor(task.sizes()).argsort(stable=True)
+    batches = order.split(rows)
     own = range(accelerator.process_index, len(batches), accelerator.num_processes)
     parts = []
     for index in own:
@@ -213,7 +217,9 @@ def _survey(mixture: Mixture, task: Answered, rows: int, accelerator: Accelerato
     if accelerator.num_processes > 1:
         parts = gather_object(parts)
     parts = sorted(parts, key=lambda part: part[0])
-    return Survey(torch.cat([read for _, read, _ in parts]), torch.cat([t for _, _, t in parts]))
+    back = order.argsort()
+    read, told = (torch.cat([part[i] for part in parts])[back] for i in (1, 2))
+    return Survey(read, told)
 
 
 def _note(seen: list[Tensor], _score: nn.Module, args: Any) -> None:
