@@ -1,9 +1,14 @@
 """The command line of a program: its settings, from YAML files and from what is typed."""
 
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any, NoReturn
 
+import yaml
 from jsonargparse import ArgumentParser, auto_cli, set_parsing_settings
+
+from mole_vl.files import read_text
 
 _USAGE = "%(prog)s [--config FILE] [--SETTING VALUE ...]"
 
@@ -11,8 +16,38 @@ _USAGE = "%(prog)s [--config FILE] [--SETTING VALUE ...]"
 class _Parser(ArgumentParser):
     """Says what is wrong in one line."""
 
+    def parse_args(self, args: Sequence[str] | None = None, *rest: Any, **how: Any) -> Any:
+        """As jsonargparse does, after a look at the files of settings, which it would not name."""
+        for file in _configs(sys.argv[1:] if args is None else args):
+            if fault := _fault(file):
+                self.error(fault)
+        return super().parse_args(args, *rest, **how)
+
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         super().error(" ".join(message.split()), ex)
+
+
+def _configs(arguments: Sequence[str]) -> Iterator[Path]:
+    for place, argument in enumerate(arguments):
+        name, equals, value = argument.partition("=")
+        given = [value] if equals else arguments[place + 1 : place + 2]
+        if name == "--config" and given:
+            yield Path(given[0])
+
+
+def _fault(file: Path) -> str | None:
+    """What is wrong with a file of settings as such; that it is missing is told elsewhere."""
+    if not file.is_file():
+        return None
+    try:
+        found = yaml.safe_load(read_text(file))
+    except ValueError as error:
+        return str(error)
+    except yaml.YAMLError as error:
+        return f"{file} is no YAML: {error}"
+    if found is None:
+        return f"{file} is empty, expected settings with values"
+    return None if isinstance(found, dict) else f"{file} holds {found!r}, expected settings"
 
 
 def command(component: Callable[..., Any]) -> Any:

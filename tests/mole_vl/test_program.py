@@ -39,7 +39,7 @@ def run(monkeypatch, tmp_path):
 
     def run(settings, *arguments):
         file = tmp_path / "file.yaml"
-        file.write_text(settings)
+        file.write_text(settings, encoding="latin-1")
         monkeypatch.setattr(sys, "argv", ["taught", "--config", str(file), *arguments])
         return command(taught)
 
@@ -59,6 +59,11 @@ def test_settings_come_from_a_file_and_from_what_is_typed(run):
         ("loop: {steps: many}", r"loop.steps.*Got value: many"),
         ("loop: {stepz: 1}", r"'loop' does not accept option 'stepz'"),
         ("size: 3", r"'size' is not accepted"),
+        ("", r"file.yaml is empty, expected settings with values"),
+        ("# later", r"file.yaml is empty, expected settings with values"),
+        ("many words", r"file.yaml holds 'many words', expected settings"),
+        ("loop: [1", r"file.yaml is no YAML: while parsing a flow sequence"),
+        ("name: ann\xff", r"file.yaml: no UTF-8 text \(at byte 9: invalid start byte\)"),
     ],
 )
 def test_a_mistake_ends_it_with_one_line_that_names_the_setting(run, capsys, settings, told):
