@@ -7,11 +7,11 @@
 16 and 64 examples, three draws of each; every way answers the same rows, greedily. A way that
 learns nothing is asked once. The unit is the task and draw, its rows averaged; differences are
 paired. Cells that were measured are kept, and a run goes on where it stopped; `--part K/N` shares
-them among processes. The ways are those of `fewshot_ways.py`.
+them among processes. The ways are those of `fewshot_ways.py`; `--ways` names some of them.
 """
 
 import argparse
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from functools import partial
 from itertools import product
 from typing import Any
@@ -30,14 +30,15 @@ ASKED = {"dev": 100, "test": None}
 Cell = tuple[str, str, int, int]
 
 
-def cells(split: str, sizes: Sequence[int], quick: bool) -> list[Cell]:
+def cells(split: str, sizes: Sequence[int], quick: bool, ways: Collection[str]) -> list[Cell]:
     """Way, task, examples, draw; those that learn nothing are asked once, as of no examples."""
     tasks = [source.name for source in DEVELOPMENT] if split == "dev" else held_out()
     tasks, draws = tasks[: 1 if quick else None], range(1 if quick else DRAWS)
     lessons = product(sizes, draws, tasks)
+    fixed, taught = ([way for way in kind if way in ways] for kind in (FIXED, LEARNED))
     return [
-        *((way, task, 0, 0) for task in tasks for way in FIXED),
-        *((way, task, shots, draw) for shots, draw, task in lessons for way in LEARNED),
+        *((way, task, 0, 0) for task in tasks for way in fixed),
+        *((way, task, shots, draw) for shots, draw, task in lessons for way in taught),
     ]
 
 
@@ -47,13 +48,13 @@ def summary(found: Mapping[Cell, Mapping[str, Any]]) -> list[Measurement]:
         "exact match": share,
         "log-likelihood per answer token": lambda one: float(np.mean(one["told"])),
     }
-    rows = []
+    rows, arms = [], list(dict.fromkeys(way for way, *_ in found))
     for shots in sorted({shots for _, _, shots, _ in found if shots}):
         units = sorted({(t, draw) for _, t, s, draw in found if s == shots})
         for measure, value in measures.items():
             by_arm = {
                 arm: [value(found.get((arm, t, shots, d)) or found[arm, t, 0, 0]) for t, d in units]
-                for arm in (*FIXED, *LEARNED)
+                for arm in arms
             }
             name = f"{measure}, {shots} examples"
             rows += [measured(name, arm, values) for arm, values in by_arm.items()]
@@ -71,7 +72,7 @@ def summary(found: Mapping[Cell, Mapping[str, Any]]) -> list[Measurement]:
                     )
                     for arm, values in by_arm.items()
                 ]
-        for arm in LEARNED:
+        for arm in arms:
             mine = [one for (a, _, s, _), one in found.items() if (a, s) == (arm, shots)]
             spent = [one["seconds"] for one in mine if "seconds" in one]
             if spent:
@@ -84,6 +85,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--split", choices=tuple(ASKED), default="dev")
     parser.add_argument("--shots", type=int, choices=SHOTS, help="examples; all sizes if not said")
+    parser.add_argument(
+        "--ways",
+        nargs="+",
+        choices=(*FIXED, *LEARNED),
+        help="the gates beside these; if not said, all",
+    )
     parser.add_argument("--part", default="1/1", help="the Kth of N processes' cells, as K/N")
     parser.add_argument("--quick", action="store_true", help="one task, few rows, for a look")
     options = parser.parse_args()
@@ -97,7 +104,8 @@ def main() -> None:
     units = Units(out / "units", results / f"{name}_units.json", settings)
     bench, ways = Bench(out), {0: FIXED, **{shots: learned(shots) for shots in SHOTS}}
     found: dict[Cell, dict[str, Any]] = {}
-    for cell in cells(options.split, sizes, options.quick)[part - 1 :: parts]:
+    wanted = {*(options.ways or (*FIXED, *LEARNED)), GATES}
+    for cell in cells(options.split, sizes, options.quick, wanted)[part - 1 :: parts]:
         way, task, shots, draw = cell
         lesson, how = lesson_of(task, shots, draw, asked), ways[shots][way]
         key = f"{way}, {task}, {shots}, {draw}"
@@ -106,7 +114,11 @@ def main() -> None:
         print(f"{key}: {share(found[cell]):.3f}", flush=True)
     if parts > 1:
         return
-    made = {n: {way: how.made for way, how in by_name.items()} for n, by_name in ways.items()}
+    made = {
+        shots: {way: how.made for way, how in by_name.items() if way in wanted}
+        for shots, by_name in ways.items()
+        if shots in (0, *sizes)
+    }
     settings |= {"ways by examples": made}
     seeds: Sequence[int] = range(DRAWS)
     write_results(name, summary(found), settings=settings, seeds=seeds, folder=results)

@@ -45,8 +45,11 @@ def test_a_task_passes_by_what_the_same_prompts_give_the_base(module):
 
 def test_differences_are_paired_and_ways_that_learn_nothing_count_for_every_draw(module):
     few = module("fewshot")
-    cells = few.cells("dev", few.SHOTS, quick=False)
+    every = {*few.FIXED, *few.LEARNED}
+    cells = few.cells("dev", few.SHOTS, False, every)
     assert len(set(cells)) == len(cells)
+    some = {"base", few.GATES}
+    assert few.cells("dev", few.SHOTS, False, some) == [c for c in cells if c[0] in some]
     hits = {
         cell: [0, 1, 1, 1] if cell[0] == few.GATES else [0, 0, 1, cell[3] % 2] for cell in cells
     }
