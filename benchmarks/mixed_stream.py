@@ -154,11 +154,11 @@ FIXED: Mapping[str, Arm] = {
 LEARNED: Mapping[str, Learned] = {
     "X-LoRA in one pass": Learned(MoLE(over="position"), "network", lr=5e-3, steps=150, after=10),
     GATES: Learned(
-        MoLE(score=Hidden(pool="mean and last"), top_k=1, preview="average"),
+        MoLE(score=Hidden(pool=("mean", "max", "last")), top_k=1, preview="average"),
         "preview",
         lr=2e-3,
         steps=750,
-        after=27,
+        after=24,
         rows=64,
         alone=True,
     ),

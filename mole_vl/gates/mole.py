@@ -83,9 +83,9 @@ class MoLE(GateSpec):
                 one_of("over", self.over, get_args(Over)),
                 at_least("top_k", self.top_k, 1),
                 one_of("preview", self.preview, get_args(Previewed)),
-                f"score pools {self.score.pool!r}, which is for over='row'"
-                if isinstance(self.score, Hidden)
-                and self.score.pool != "mean"
+                "score.pool is for over='row': a position reads itself"
+                if self.score != Hidden()
+                and isinstance(self.score, Hidden)
                 and self.over == "position"
                 else None,
             ],

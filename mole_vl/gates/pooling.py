@@ -35,10 +35,24 @@ def pooled_mean(x: Tensor, pool: Tensor | None) -> Tensor:
     return real.sum(1) / count
 
 
-def last_pooled(x: Tensor, pool: Tensor | None) -> Tensor:
-    """A row's last pooled position, wherever its padding stands: (rows, positions, d) to (rows, d).
+def max_pooled(x: Tensor, pool: Tensor | None) -> Tensor:
+    """The largest of a row's pooled positions, number by number, each position of length 1.
 
-    The mask is that of `pooled_mean`, which checks it.
+    Shapes and mask are those of `pooled_mean`, which checks them.
+    """
+    if x.dim() == 2:
+        return x.float()
+    if pool is None:
+        return F.normalize(x.float(), dim=-1).amax(1)
+    out = ~pool.unsqueeze(-1)
+    real = F.normalize(x.float().masked_fill(out, 0.0), dim=-1)
+    return real.masked_fill(out, -1.0).amax(1)
+
+
+def last_pooled(x: Tensor, pool: Tensor | None) -> Tensor:
+    """A row's last pooled position, wherever its padding stands.
+
+    Shapes and mask are those of `pooled_mean`, which checks them.
     """
     if x.dim() == 2:
         return x.float()

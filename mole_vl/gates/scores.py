@@ -14,10 +14,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mole_vl.faults import one_of, refuse
-from mole_vl.gates.pooling import last_pooled, pooled_mean
+from mole_vl.gates.pooling import last_pooled, max_pooled, pooled_mean
 from mole_vl.layers import MixtureLayer
 
-Pool = Literal["mean", "mean and last"]
+Pooled = Literal["mean", "max", "last"]
+_POOLED = {"mean": pooled_mean, "max": max_pooled, "last": last_pooled}
 
 
 class Score(nn.Module):
@@ -46,24 +47,26 @@ class HiddenScore(Score):
     """Linear in the input's direction as seen from `centre`, (d,), which is zero until it is set.
 
     Hidden states of one site point nearly the same way, whatever the input (cosine 0.9 and more in
-    language models): from their common mean the differences are what remains. With the mean and the
-    last of a row's positions the two stand side by side, (rows, 2 d), each of size 1.
+    language models): from their common mean the differences are what remains. What is pooled of a
+    row stands side by side, (rows, parts d), each part of size 1.
     """
 
     centre: Tensor
 
-    def __init__(self, experts: int, width: int, pool: Pool = "mean") -> None:
+    def __init__(self, experts: int, width: int, pool: Sequence[Pooled] = ("mean",)) -> None:
         super().__init__()
-        self.pool: Pool = pool
-        self.parts = 1 if pool == "mean" else 2
+        self.pool = pool
+        self.parts = len(pool)
         self.weight = nn.Parameter(torch.zeros(experts, self.parts * width))
         self.bias = nn.Parameter(torch.zeros(experts))
         self.register_buffer("centre", torch.zeros(self.parts * width))
 
     def pooled(self, x: Tensor, pool: Tensor | None) -> Tensor:
-        """The mean of a row's pooled positions, or that and the last of them."""
+        """What is pooled of a row's positions, side by side: (rows, parts d)."""
+        # The mean checks the mask for all.
         mean = pooled_mean(x, pool)
-        return mean if self.pool == "mean" else torch.cat([mean, last_pooled(x, pool)], -1)
+        parts = [mean if part == "mean" else _POOLED[part](x, pool) for part in self.pool]
+        return torch.cat(parts, -1)
 
     def features(self, x: Tensor) -> Tensor:
         """The input's direction, part by part: what the centre is a mean of."""
@@ -127,14 +130,25 @@ class Hidden(ScoreSpec):
     """Reads the site's input, L2-normalised (the MoLE authors' code), seen from its `centre`.
 
     Args:
-        pool: What a gate over rows reads of a row: the mean of its positions, or beside it the
-            last one, which in a causal model has read all others.
+        pool: What a gate over rows reads of a row, side by side: the mean of its positions, the
+            largest (number by number), the last one, which in a causal model has read all others.
     """
 
-    pool: Pool = "mean"
+    pool: tuple[Pooled, ...] = ("mean",)
 
     def __post_init__(self) -> None:
-        refuse("Hidden", [one_of("pool", self.pool, get_args(Pool))])
+        # A gate file's list.
+        object.__setattr__(self, "pool", tuple(self.pool))
+        refuse(
+            "Hidden",
+            [
+                *(one_of("pool", part, get_args(Pooled)) for part in self.pool),
+                None if self.pool else "pool is empty, expected some of mean, max, last",
+                f"pool names a part twice: {', '.join(self.pool)}"
+                if len(set(self.pool)) < len(self.pool)
+                else None,
+            ],
+        )
 
     def build(self, experts: int, width: int, matrices: Sequence[MixtureLayer]) -> Score:
         """The score as a module, at zero."""

@@ -74,7 +74,7 @@ def chosen(task, folder, **how):
 
 
 @pytest.mark.parametrize("normaliser", NORMALISERS)
-@pytest.mark.parametrize("pool", ["mean", "mean and last"])
+@pytest.mark.parametrize("pool", [("mean",), ("last", "max")])
 def test_the_loss_is_what_a_drawn_expert_is_expected_to_miss(tmp_path, normaliser, pool):
     gate = MoLE(score=Hidden(pool=pool), normaliser=normaliser)
     task = Examples(gate)

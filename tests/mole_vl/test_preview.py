@@ -90,15 +90,16 @@ def shown_mean(x):
     return normalize(x, dim=-1).mean(1)
 
 
-def test_a_gate_may_read_the_last_position_beside_the_mean():
-    model, mixture = previewed(score=Hidden(pool="mean and last"))
+def test_a_gate_may_read_the_largest_and_the_last_position_beside_the_mean():
+    model, mixture = previewed(score=Hidden(pool=("mean", "max", "last")))
     torch.nn.init.normal_(mixture.gate("network").score.centre)
     pool = torch.tensor([[1, 1, 0, 0], [0, 1, 1, 1], [0, 1, 1, 0]]).bool()
     x = seen_by_base(model, 1)
     gate = mixture.gate("network")
     logits = []
     for row, mask in zip(x, pool, strict=True):
-        parts = [normalize(row[mask], dim=-1).mean(0), row[mask][-1]]
+        units = normalize(row[mask], dim=-1)
+        parts = [units.mean(0), units.amax(0), row[mask][-1]]
         centred = [
             normalize(normalize(part, dim=0) * 6**0.5 - centre, dim=0) * 6**0.5
             for part, centre in zip(parts, gate.score.centre.split(6), strict=True)
@@ -120,9 +121,13 @@ def test_settings_of_a_preview_that_nothing_would_read_are_refused():
     with pytest.raises(ValueError, match="slots have no average"):
         mix(model, three(model), **how)
     with pytest.raises(ValueError, match="for over='row'"):
-        MoLE(score=Hidden(pool="mean and last"), over="position")
-    with pytest.raises(ValueError, match="pool is 'last', expected"):
-        Hidden(pool="last")
+        MoLE(score=Hidden(pool=("mean", "max", "last")), over="position")
+    with pytest.raises(ValueError, match="pool is 'least', expected"):
+        Hidden(pool=("mean", "least"))
+    with pytest.raises(ValueError, match="pool is empty, expected"):
+        Hidden(pool=())
+    with pytest.raises(ValueError, match="pool names a part twice: last, last"):
+        Hidden(pool=("last", "last"))
     with pytest.raises(ValueError, match="preview is 'sum', expected"):
         MoLE(preview="sum")
 

@@ -79,7 +79,7 @@ def test_from_a_config_to_gates_and_a_report(tmp_path, domain, capsys):
 
 
 def test_a_gate_may_learn_from_each_expert_alone(tmp_path, domain):
-    gate = MoLE(score=Hidden(pool="mean and last"), top_k=1, preview="average")
+    gate = MoLE(score=Hidden(pool=("mean", "max", "last")), top_k=1, preview="average")
     how = {"gate": gate, "site": "preview", "after": 1, "alone": True, "report": False}
     train_gates(domain, config(tmp_path, save_every=1), **how)
     log = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
