@@ -218,3 +218,39 @@ def test_the_shipped_preset_is_the_one_that_is_measured(module):
     assert (preset.alone, preset.centring) == (measured.alone, measured.centring)
     shelf = module("fewshot_bench").SHELF
     assert sorted(folder.name for folder in preset.domain.experts) == sorted(s.name for s in shelf)
+
+
+def test_a_wording_lies_in_one_fold_and_every_fold_has_some_of_each_task(module):
+    wordings = module("stream_wordings")
+    rows = read_rows(FOLDER / "worlds/text/data/shelf_train.jsonl")
+    known = [(row.task, wordings.wording_of(row)) for row in rows]
+    folds = wordings.folds_of(known).tolist()
+    assert len(set(zip(known, folds, strict=True))) == len(set(known))
+    seen = {(task, fold) for (task, _), fold in zip(known, folds, strict=True)}
+    assert len(seen) == wordings.FOLDS * len({row.task for row in rows})
+    (plural,) = (source for source in wordings.SHELF if source.name == "plural")
+    for row, (task, place) in zip(rows, known, strict=True):
+        if task == "plural":
+            before, _, after = plural.wordings["gates"][place].partition("{")
+            assert row.prompt.startswith(before)
+            assert row.prompt.endswith(after.rpartition("}")[2])
+
+
+def test_held_out_rows_are_routed_by_gates_that_never_saw_their_wording(module, bench, tmp_path):
+    wordings = module("stream_wordings")
+    survey = module("stream_wordings").Survey
+    # A wording that nobody else has tells nothing but by its direction: four points on two lines.
+    read = torch.zeros(20, bench.model.config.hidden_size)
+    own = torch.arange(20) % 2
+    read[:, 0] = own * 2.0 - 1
+    read[:, 1] = torch.arange(20) % 5 / 10
+    told = torch.full((20, 3), -4.0)
+    told[range(20), own] = 0.0
+    how = wordings.replace(wordings.variant("mean", after=1), steps=60, rows=8, lr=0.05)
+    folds = torch.arange(20) % 5
+    found = wordings.routed(survey(read, told), folds, how, bench, tmp_path)
+    assert found.tolist() == own.tolist()
+    # In the rows of one fold the experts are told the wrong way round: it must not learn of them.
+    odd = torch.where((folds == 2)[:, None], told.flip(-1), told)
+    again = wordings.routed(survey(read, odd), folds, how, bench, tmp_path / "odd")
+    assert again[folds == 2].tolist() == own[folds == 2].tolist()

@@ -153,7 +153,7 @@ def choice_task(
     accelerator = Accelerator()
     file, made = folder / SURVEY, json.loads(json.dumps(settings, default=str))
     if not file.exists():
-        found = _survey(mixture, task, rows, accelerator)
+        found = asked(mixture, task, mixture.names, rows=rows)
         if accelerator.is_main_process:
             tensors = {"read": found.read, "told": found.told}
             with new_file(file) as partial:
@@ -192,8 +192,16 @@ def _only_gate(mixture: Mixture) -> tuple[str, LearnedGate]:
 
 
 @torch.no_grad()
-def _survey(mixture: Mixture, task: Answered, rows: int, accelerator: Accelerator) -> Survey:
-    """Ask all examples, each process its batches."""
+def asked(mixture: Mixture, task: Answered, names: Sequence[str], *, rows: int) -> Survey:
+    """Ask all examples of each of some experts, each process its batches.
+
+    Args:
+        mixture: With one gate over rows that reads hidden states.
+        task: In the mixture's model.
+        names: The experts', in the order of the survey's columns.
+        rows: Examples of a forward.
+    """
+    accelerator = Accelerator()
     task.place(accelerator.device)
     _, gate = _only_gate(mixture)
     order = torch.tensor(task.sizes()).argsort(stable=True)
@@ -209,11 +217,11 @@ def _survey(mixture: Mixture, task: Answered, rows: int, accelerator: Accelerato
                 task.likelihoods(batch)
         finally:
             hook.remove()
-        told = []
-        for name in mixture.names:
+        told = torch.zeros(len(seen[0]), len(names))
+        for place, name in enumerate(names):
             with mixture.pinned({name: 1.0}), accelerator.autocast():
-                told.append(task.likelihoods(batch).float().cpu())
-        parts.append((index, seen[0].float().cpu(), torch.stack(told, -1)))
+                told[:, place] = task.likelihoods(batch).float().cpu()
+        parts.append((index, seen[0].float().cpu(), told))
     if accelerator.num_processes > 1:
         parts = gather_object(parts)
     parts = sorted(parts, key=lambda part: part[0])
