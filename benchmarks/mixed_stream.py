@@ -79,9 +79,9 @@ class Learned:
         )
         centre_gates([mixture], task, rows=self.rows, batches=self.centring, seed=seed)
         if self.alone:
-            read = {"gate": to_data(self.gate), "site": self.site, "after": self.after}
-            made = {"rows": digest_rows(rows), **read}
-            survey = bench.out / f"survey {digest_contents([json.dumps(made).encode()])[:12]}"
+            made = {"rows": digest_rows(rows)}
+            told = [mixture.digests, to_data(self.gate), self.site, self.after, made]
+            survey = bench.out / f"survey {digest_contents([json.dumps(told).encode()])[:12]}"
             task = choice_task({"model": mixture}, task, survey, rows=self.rows, settings=made)
         fit(task, config, to_data(self))
         save_gates(mixture, file)

@@ -17,7 +17,7 @@ def load(config: Path) -> Any:
 
 def plan(preset: Any) -> dict[str, Any]:
     """What a preset tells `prepare` beside domain, gate and loop."""
-    return {name: preset[name] for name in ("site", "after", "balance", "centring")}
+    return {name: preset[name] for name in ("site", "after", "balance", "centring", "alone")}
 
 
 def described(config: Path) -> dict[str, Any]:

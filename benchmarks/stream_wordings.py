@@ -3,10 +3,10 @@
     python benchmarks/stream_wordings.py            # --quick: few rows, for a look
 
 Five folds over the wordings of `shelf_train`, 12 to 23 a task: a gate learns from the rows of four,
-as it does in `mixed_stream.py`, and routes those of the fifth. The unit is the wording, its rows
-averaged. Two measures: how many rows go to their own expert, and the likelihood of their answers
-under the expert that they go to, over that under their own. What the experts say of each row is
-asked once for all variants.
+as it does in `mixed_stream.py` (but that its centre is the mean of all of them), and routes those
+of the fifth. The unit is the wording, its rows averaged. Two measures: how many rows go to their
+own expert, and the likelihood of their answers under the expert that they go to, over that under
+their own. What the experts say of each row is asked once for all variants.
 """
 
 import argparse
@@ -27,7 +27,7 @@ from mole_vl.gates.scores import HiddenScore
 from mole_vl.specs import to_data
 from mole_vl.training import FitConfig, fit
 from mole_vl.training.choice import ChoiceTask, Survey, asked
-from nlp.data import TextRow, read_rows
+from nlp.data import TextRow, digest_rows, read_rows
 from nlp.world.tasks import SHELF
 from results import FOLDER, ROOT, Measurement, measured, write_results
 
@@ -77,8 +77,19 @@ def folds_of(wordings: Sequence[tuple[str, int]]) -> Tensor:
     return torch.tensor([dealt[one] for one in wordings])
 
 
-def routed(survey: Survey, folds: Tensor, how: Learned, bench: Bench, run: Path) -> Tensor:
-    """The place of the expert that each row goes to, by gates that never saw its wording, (N,)."""
+def routed(
+    survey: Survey, folds: Tensor, how: Learned, bench: Bench, run: Path, rows: str
+) -> Tensor:
+    """The place of the expert that each row goes to, by gates that never saw its wording, (N,).
+
+    Args:
+        survey: Of all rows.
+        folds: The fold of each.
+        how: The gates, and how they learn.
+        bench: The base and the shelf.
+        run: Folder of the folds' runs.
+        rows: What the rows are known by: a run of others is not gone on with.
+    """
     mixture = bench.mixed("", how.gate, how.site, how.after)
     fresh = mixture.gates.state_dict()
     fresh = {key: value.clone() for key, value in fresh.items()}
@@ -95,9 +106,10 @@ def routed(survey: Survey, folds: Tensor, how: Learned, bench: Bench, run: Path)
         config = FitConfig(
             output=run / f"fold {fold}", steps=steps, rows=how.rows, lr=how.lr, progress=False
         )
-        fit(task, config, to_data(how))
+        fit(task, config, to_data(how) | {"experts": mixture.digests, "rows": rows})
         with torch.no_grad():
-            found[~mine] = score(survey.read[~mine], ()).argmax(-1)
+            read = survey.read[~mine].to(score.weight.device)
+            found[~mine] = score(read, ()).argmax(-1).cpu()
     mixture.unmix()
     return found
 
@@ -113,7 +125,7 @@ def main() -> None:
     folds, bench = folds_of(wordings), Bench(out)
     names = [expert.name for expert in bench.experts("")]
     own = torch.tensor([names.index(row.task) for row in rows])
-    units = sorted(set(wordings))
+    units, known = sorted(set(wordings)), digest_rows(rows)
     told: Tensor | None = None
     chosen: dict[str, tuple[list[float], list[list[float]]]] = {}
     for name, how in VARIANTS.items():
@@ -123,7 +135,7 @@ def main() -> None:
         )
         mixture.unmix()
         told = survey.told if told is None else told
-        found = routed(Survey(survey.read, told), folds, how, bench, out / "runs" / name)
+        found = routed(Survey(survey.read, told), folds, how, bench, out / "runs" / name, known)
         of_own, of_found = (told.exp()[range(len(rows)), place] for place in (own, found))
         hits, pairs = [], []
         for unit in units:

@@ -11,7 +11,7 @@ from mole_vl.features import Features
 from mole_vl.gates import GateSpec
 from mole_vl.layers import layer_shapes
 from mole_vl.mixture import Mixture
-from mole_vl.sites import SiteKind, find_sites
+from mole_vl.sites import Layout, SiteKind, find_sites
 from mole_vl.slots import Slots
 from mole_vl.wiring import ATTRIBUTE
 
@@ -62,8 +62,6 @@ def mix(
     refuse("mix", [instance_of("gate", gate, GateSpec)])
     if features is not None:
         refuse("mix", _faults_with(features, gate, site))
-    if gate.preview != "base":
-        refuse("mix", _faults_of_preview(gate.preview, site, slots))
     shapes = layer_shapes(model)
     check_fit(experts, shapes)
     paths = {
@@ -73,6 +71,8 @@ def mix(
     }
     widths = {path: shapes[path][1] for path in paths}
     layout = find_sites(site, model, widths, blocks or {}, after)
+    if gate.preview != "base":
+        refuse("mix", _faults_of_preview(gate, layout, slots))
     if features is not None:
         layout = layout.conditioned(features.width)
     roles = None if slots is None else Slots.of(slots, [expert.name for expert in experts])
@@ -82,15 +82,19 @@ def mix(
 
 
 def _faults_of_preview(
-    shown: str, site: SiteKind, slots: Mapping[str, Sequence[str]] | None
+    gate: GateSpec, layout: Layout, slots: Mapping[str, Sequence[str]] | None
 ) -> list[str | None]:
+    where = f"the gate's preview is {gate.preview!r}, "
+    if layout.kind != "preview":
+        return [f"{where}which is for site 'preview', not {layout.kind!r}"]
+    inside = tuple(f"{block}." for block in layout.blocks)
+    early = any(not path.startswith(inside) for path in layout.sites[0].matrices)
     return [
+        None if slots is None else f"{where}and slots have no average: use 'base'",
+        None if gate.reads_input else f"{where}and the gate reads nothing: use 'base'",
         None
-        if site == "preview"
-        else f"the gate's preview is {shown!r}, which is for site 'preview', not {site!r}",
-        None
-        if slots is None
-        else f"the gate's preview is {shown!r}, and slots have no average: use 'base'",
+        if layout.after > 0 or early
+        else f"{where}and with after 0 the gate reads before any expert speaks: set after",
     ]
 
 

@@ -235,6 +235,8 @@ class Dispatch:
         if self.shows == "base":
             return None
         kept = torch.ones(self.experts) if told.kept is None else told.kept.float()
+        if isinstance(told.strength, Tensor):
+            kept = kept.to(told.strength.device)
         return Chosen(kept / kept.sum() * told.strength, None)
 
     def _check_gradient(self, where: str) -> None:

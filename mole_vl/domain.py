@@ -1,17 +1,20 @@
 """What a domain offers to `train_gates.py`: a mixed model, a task for `fit`, a report."""
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from pathlib import Path
 
+from accelerate import PartialState
 from torch import nn
 
 from mole_vl.faults import at_least, refuse
-from mole_vl.gates import GateSpec
+from mole_vl.gates import GateSpec, MoLE, Sigmoid
 from mole_vl.mixture import Mixture
 from mole_vl.sites import SiteKind
 from mole_vl.specs import to_data
-from mole_vl.training import FitConfig, Gauged, Task, centre_gates, choice_task
+from mole_vl.training import LOG, FitConfig, Gauged, Task, centre_gates
+from mole_vl.training.choice import SURVEY, check_choice, choice_task
 
 
 class Domain(ABC):
@@ -74,7 +77,7 @@ def prepare(
 
     Raises:
         ValueError: A negative or endless `balance` or `centring`; gates or examples that cannot be
-            taught by experts alone; what the domain refuses.
+            taught by experts alone, or alone can; what the domain refuses.
     """
     both = "balance is a term of the mixture's loss, which `alone` puts another in the place of"
     refuse(
@@ -87,15 +90,27 @@ def prepare(
     )
     mixtures = domain.mix(gate, site, after)
     task = domain.task(balance)
+    if alone:
+        check_choice(mixtures, task)
+        if (fit.output / LOG).exists() and not (fit.output / SURVEY).exists():
+            raise ValueError(
+                f"fit.output: {fit.output} holds gates that were not taught by experts alone: take "
+                "a new folder"
+            )
+    elif isinstance(gate, MoLE) and gate.top_k == 1 and not isinstance(gate.normaliser, Sigmoid):
+        raise ValueError(
+            "gate.top_k is 1: one expert's share is 1 whatever its score, so that the mixture's "
+            "loss teaches nothing; take top_k 2, or alone: true"
+        )
     centre_gates(mixtures.values(), task, rows=fit.rows, batches=centring, seed=fit.seed)
     settings = agreed(
         domain, mixtures, gate, site=site, after=after, balance=balance, centring=centring
     )
     if not alone:
         return mixtures, Gauged(task, mixtures), settings
-    settings["alone"] = True
-    chosen = choice_task(mixtures, task, fit.output, rows=fit.rows, settings=settings)
-    return mixtures, chosen, settings
+    held = fit.micro_rows or math.ceil(fit.rows / PartialState().num_processes)
+    chosen = choice_task(mixtures, task, fit.output, rows=held, settings=domain.lesson())
+    return mixtures, chosen, settings | {"alone": True}
 
 
 def agreed(

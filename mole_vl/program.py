@@ -36,11 +36,13 @@ def _configs(arguments: Sequence[str]) -> Iterator[Path]:
 
 
 def _fault(file: Path) -> str | None:
-    """What is wrong with a file of settings as such; that it is missing is told elsewhere."""
-    if not file.is_file():
-        return None
+    """What is wrong with a file's settings as such; that it cannot be read is told elsewhere."""
     try:
+        if not file.is_file():
+            return None
         found = yaml.safe_load(read_text(file))
+    except OSError:
+        return None
     except ValueError as error:
         return str(error)
     except yaml.YAMLError as error:

@@ -68,10 +68,6 @@ class LanguageTask:
         """The epoch's next examples; every row of the global batch is another one."""
         return self.examples([row.pick(len(self._rows)) for row in rows])
 
-    def __len__(self) -> int:
-        """How many rows there are."""
-        return len(self._rows)
-
     def sizes(self) -> Sequence[int]:
         """Tokens of each row, its answer's among them."""
         return [len(row.prompt) + len(row.answer) for row in self._rows]

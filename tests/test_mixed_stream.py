@@ -248,9 +248,9 @@ def test_held_out_rows_are_routed_by_gates_that_never_saw_their_wording(module, 
     told[range(20), own] = 0.0
     how = wordings.replace(wordings.variant("mean", after=1), steps=60, rows=8, lr=0.05)
     folds = torch.arange(20) % 5
-    found = wordings.routed(survey(read, told), folds, how, bench, tmp_path)
+    found = wordings.routed(survey(read, told), folds, how, bench, tmp_path, "")
     assert found.tolist() == own.tolist()
     # In the rows of one fold the experts are told the wrong way round: it must not learn of them.
     odd = torch.where((folds == 2)[:, None], told.flip(-1), told)
-    again = wordings.routed(survey(read, odd), folds, how, bench, tmp_path / "odd")
+    again = wordings.routed(survey(read, odd), folds, how, bench, tmp_path / "odd", "")
     assert again[folds == 2].tolist() == own[folds == 2].tolist()

@@ -13,7 +13,7 @@ from mole_vl.faults import at_least, positive, refuse
 from mole_vl.gates.constants import Average
 from mole_vl.gates.gate import Gate, GateInput, GateSpec
 from mole_vl.gates.output import GateOutput
-from mole_vl.gates.topk import top_only
+from mole_vl.gates.topk import highest
 from mole_vl.layers import MixtureLayer, MixtureLinear
 from mole_vl.lowrank import product_svd
 from mole_vl.sites import Site
@@ -66,7 +66,10 @@ def top_softmax(logits: Tensor, kept: Tensor, k: int | None) -> Tensor:
     """
     if not kept.any():
         return torch.zeros_like(logits)
-    return top_only(logits.masked_fill(~kept, -math.inf), k).softmax(-1)
+    logits = logits.masked_fill(~kept, -math.inf)
+    if k is not None:
+        logits = logits.masked_fill(~highest(logits, k), -math.inf)
+    return logits.softmax(-1)
 
 
 class ByPosition(GateSpec):

@@ -5,13 +5,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
+from torch import Tensor
+
 from mole_vl.faults import at_least, instance_of, one_of, refuse
 from mole_vl.gates.conditioning import Conditioning
 from mole_vl.gates.gate import Gate, GateInput, GateSpec, Previewed
 from mole_vl.gates.normalisers import Normaliser, NormaliserSpec, Softmax
 from mole_vl.gates.output import GateOutput
 from mole_vl.gates.scores import Free, Hidden, Score, ScoreSpec
-from mole_vl.gates.topk import top_only
+from mole_vl.gates.topk import highest
 from mole_vl.layers import MixtureLayer
 from mole_vl.sites import Site
 
@@ -44,10 +46,15 @@ class LearnedGate(Gate):
         logits = self.score(x, matrices)
         if self.conditioning is not None:
             logits = self.conditioning(logits, given.features)
-        # A masked expert takes no place among the k.
-        open_ = logits if given.kept is None else logits.masked_fill(~given.kept, -math.inf)
-        weights = self.normaliser(top_only(open_, self.top_k), given.kept)
-        return GateOutput(weights, None, logits)
+        chosen = None if self.top_k is None else self._chosen(logits, given.kept, self.top_k)
+        return GateOutput(self.normaliser(logits, given.kept, chosen), None, logits)
+
+    @staticmethod
+    def _chosen(logits: Tensor, kept: Tensor | None, k: int) -> Tensor:
+        """The k highest scores; a masked expert takes no place among them."""
+        if kept is None:
+            return highest(logits, k)
+        return highest(logits.masked_fill(~kept, -math.inf), k) & kept
 
     def extra_repr(self) -> str:
         """What `print` says of the gate."""
@@ -62,7 +69,8 @@ class MoLE(GateSpec):
         score: What the gate reads: Hidden, Responses, or Free.
         normaliser: Softmax, ScaledSoftmax or Sigmoid.
         over: Whether weights vary by row (a picture, a prompt) or by position (a token).
-        top_k: How many experts get weights: those of the highest scores. None for all.
+        top_k: How many experts get weights: those of the highest scores. None for all. A gate that
+            reads nothing, before one that does, gives weights to all.
         preview: What site preview shows the gate: the base alone, or the base under the experts'
             average, whose states tell what the experts know of the row (X-LoRA's first pass under
             a `scaling_pass_value`).
@@ -98,7 +106,7 @@ class MoLE(GateSpec):
 
     def blind(self) -> GateSpec:
         """One learned weight vector, normalised alike."""
-        return replace(self, score=Free(), preview="base")
+        return replace(self, score=Free(), preview="base", top_k=None)
 
     @property
     def takes_features(self) -> bool:

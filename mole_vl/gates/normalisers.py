@@ -18,7 +18,11 @@ from mole_vl.faults import positive, refuse
 
 
 class Normaliser(nn.Module):
-    """Maps scores (..., E) and the experts kept, (E,) bool or None, to weights (..., E)."""
+    """Maps scores (..., E) to weights (..., E).
+
+    A mask of the experts kept, (E,) bool, is as if there were no others; of the experts chosen,
+    (..., E) bool, those alone share what all would have had. None for all.
+    """
 
     def __init__(self, spec: "NormaliserSpec") -> None:
         super().__init__()
@@ -29,14 +33,10 @@ class Normaliser(nn.Module):
         return str(self.spec)
 
     @abstractmethod
-    def forward(self, logits: Tensor, kept: Tensor | None = None) -> Tensor:
-        """Weights of the experts; a masked expert's is exactly zero."""
-
-
-def _softmax(logits: Tensor, kept: Tensor | None) -> Tensor:
-    if kept is not None:
-        logits = logits.masked_fill(~kept, -math.inf)
-    return logits.softmax(-1)
+    def forward(
+        self, logits: Tensor, kept: Tensor | None = None, chosen: Tensor | None = None
+    ) -> Tensor:
+        """Weights of the experts; one that is not kept, or not chosen, has exactly zero."""
 
 
 class _Temperature(nn.Module):
@@ -58,8 +58,14 @@ class _SoftmaxNormaliser(Normaliser):
         self.temperature = _Temperature(spec.tau_low, spec.tau_high)
         self.total = total
 
-    def forward(self, logits: Tensor, kept: Tensor | None = None) -> Tensor:
-        weights = _softmax(logits / self.temperature(), kept)
+    def forward(
+        self, logits: Tensor, kept: Tensor | None = None, chosen: Tensor | None = None
+    ) -> Tensor:
+        scores = logits / self.temperature()
+        for mask in (kept, chosen):
+            # After the division: an infinite score would leave the temperature no gradient.
+            scores = scores if mask is None else scores.masked_fill(~mask, -math.inf)
+        weights = scores.softmax(-1)
         if self.total is None:
             return weights
         part = 1.0 if kept is None else kept.float().mean()
@@ -71,11 +77,15 @@ class _SigmoidNormaliser(Normaliser):
         super().__init__(spec)
         self.top = spec.top
 
-    def forward(self, logits: Tensor, kept: Tensor | None = None) -> Tensor:
+    def forward(
+        self, logits: Tensor, kept: Tensor | None = None, chosen: Tensor | None = None
+    ) -> Tensor:
         # Zero score gives weight 1 for any top: the sigmoid is shifted to pass 1/top there.
         shift = -math.log(self.top - 1)
         weights = self.top * torch.sigmoid(logits + shift)
-        return weights if kept is None else weights * kept
+        for mask in (kept, chosen):
+            weights = weights if mask is None else weights * mask
+        return weights
 
 
 class NormaliserSpec:

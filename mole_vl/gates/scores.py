@@ -137,7 +137,9 @@ class Hidden(ScoreSpec):
     pool: tuple[Pooled, ...] = ("mean",)
 
     def __post_init__(self) -> None:
-        # A gate file's list.
+        if not isinstance(self.pool, tuple | list):
+            raise ValueError(f"Hidden: pool is {self.pool!r}, expected a list of mean, max, last")
+        # A gate file has a list.
         object.__setattr__(self, "pool", tuple(self.pool))
         refuse(
             "Hidden",

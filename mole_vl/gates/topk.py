@@ -1,18 +1,10 @@
 """The k highest scores."""
 
-import math
-
+import torch
 from torch import Tensor
 
 
-def top_only(logits: Tensor, k: int | None) -> Tensor:
-    """Scores (..., E) with all but the k highest at minus infinity; ties go to the lower index.
-
-    Args:
-        logits: The scores.
-        k: None for all.
-    """
-    if k is None or k >= logits.shape[-1]:
-        return logits
-    order = logits.argsort(dim=-1, descending=True, stable=True)
-    return logits.scatter(-1, order[..., k:], -math.inf)
+def highest(scores: Tensor, k: int) -> Tensor:
+    """Which of the scores (..., E) are the k highest, bool; ties go to the lower index."""
+    order = scores.detach().argsort(dim=-1, descending=True, stable=True)
+    return torch.zeros_like(scores, dtype=torch.bool).scatter(-1, order[..., :k], True)

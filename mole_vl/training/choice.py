@@ -18,15 +18,17 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from mole_vl.faults import refuse
 from mole_vl.files import new_file
-from mole_vl.gates.mole import LearnedGate
+from mole_vl.gates import Softmax
+from mole_vl.gates.mole import LearnedGate, MoLE
 from mole_vl.gates.scores import HiddenScore
 from mole_vl.mixture import Mixture
+from mole_vl.specs import to_data
 from mole_vl.training.gauges import measures
 from mole_vl.training.rows import Row
 from mole_vl.training.task import Task, Term
@@ -38,12 +40,8 @@ SURVEY = "survey.safetensors"
 class Answered(Task, Protocol):
     """A task whose examples can be asked one by one."""
 
-    def __len__(self) -> int:
-        """How many examples there are."""
-        ...
-
     def sizes(self) -> Sequence[int]:
-        """What each example takes to ask: examples of like size are asked together."""
+        """What each example takes to ask, all in order: those of like size are asked together."""
         ...
 
     def examples(self, places: Sequence[int]) -> Any:
@@ -130,11 +128,38 @@ def choice_task(
         task: Asks its examples one by one (`Answered`).
         folder: Where the survey is kept.
         rows: Examples of a forward.
-        settings: What decides the survey, as plain data.
+        settings: What decides the survey beside experts, gate, site and precision, as plain data.
 
     Raises:
-        ValueError: Several mixtures or gates, gates of another kind, a task whose examples cannot
-            be asked one by one, or a survey that was made with other settings.
+        ValueError: What `check_choice` refuses; likelihoods that are no numbers; a survey that is
+            damaged, or was made with other settings.
+    """
+    component, mixture, task = check_choice(mixtures, task)
+    accelerator = Accelerator()
+    spec = mixture.spec
+    assert isinstance(spec, MoLE)
+    reader = {"score": to_data(spec.score), "preview": spec.preview, "site": mixture.layout.kind}
+    told = dict(zip(mixture.names, mixture.digests, strict=True))
+    how = {"experts": told, "after": mixture.layout.after, "in": accelerator.mixed_precision}
+    made = json.loads(json.dumps({**settings, **reader, **how}, default=str))
+    file = folder / SURVEY
+    if not file.exists():
+        found = asked(mixture, task, mixture.names, rows=rows)
+        _check_numbers(found, mixture.names)
+        if accelerator.is_main_process:
+            tensors = {"read": found.read, "told": found.told}
+            with new_file(file) as unfinished:
+                save_file(tensors, unfinished, metadata={"settings": json.dumps(made)})
+        accelerator.wait_for_everyone()
+    return ChoiceTask(component, mixture, _kept(file, made))
+
+
+def check_choice(mixtures: Mapping[str, Mixture], task: Task) -> tuple[str, Mixture, Answered]:
+    """The one mixture that a choice is taught in, with its name, and the task that asks for it.
+
+    Raises:
+        ValueError: Several mixtures or gates, gates of another kind, or a task whose examples
+            cannot be asked one by one.
     """
     refuse(
         "alone",
@@ -150,23 +175,43 @@ def choice_task(
     assert isinstance(task, Answered)
     ((component, mixture),) = mixtures.items()
     _only_gate(mixture)
-    accelerator = Accelerator()
-    file, made = folder / SURVEY, json.loads(json.dumps(settings, default=str))
-    if not file.exists():
-        found = asked(mixture, task, mixture.names, rows=rows)
-        if accelerator.is_main_process:
-            tensors = {"read": found.read, "told": found.told}
-            with new_file(file) as partial:
-                save_file(tensors, partial, metadata={"settings": json.dumps(made)})
-        accelerator.wait_for_everyone()
-    with safe_open(file, framework="pt") as kept:
-        before = json.loads((kept.metadata() or {}).get("settings", "null"))
-        survey = Survey(kept.get_tensor("read"), kept.get_tensor("told"))
-    if before != made:
+    return component, mixture, task
+
+
+def _check_numbers(survey: Survey, names: Sequence[str]) -> None:
+    odd = (~survey.told.isfinite()).sum(0).tolist()
+    refuse(
+        "alone",
+        [
+            *(
+                f"{name} gives {count} of {len(survey.told)} examples a likelihood that is no "
+                "number: look at its weights, or take bf16 or no mixed precision"
+                for name, count in zip(names, odd, strict=True)
+                if count
+            ),
+            None if bool(survey.read.isfinite().all()) else "the gate reads what are no numbers",
+        ],
+    )
+
+
+def _kept(file: Path, made: Mapping[str, object]) -> Survey:
+    try:
+        with safe_open(file, framework="pt") as kept:
+            before = json.loads((kept.metadata() or {})["settings"])
+            survey = Survey(kept.get_tensor("read"), kept.get_tensor("told"))
+    except (SafetensorError, KeyError, ValueError) as error:
+        raise ValueError(f"{file} is damaged or no survey: {error}; remove it") from error
+    faults = [
+        f"{name} was {before.get(name)!r}, is {made.get(name)!r}"
+        for name in dict.fromkeys([*before, *made])
+        if before.get(name) != made.get(name)
+    ]
+    if faults:
         raise ValueError(
-            f"{file} was made with other settings; take another output folder, or remove this one"
+            f"{file} was made with other settings ({'; '.join(faults)}); take another output "
+            "folder, or remove this one"
         )
-    return ChoiceTask(component, mixture, survey)
+    return survey
 
 
 def _only_gate(mixture: Mixture) -> tuple[str, LearnedGate]:
@@ -184,6 +229,10 @@ def _only_gate(mixture: Mixture) -> tuple[str, LearnedGate]:
             None
             if hidden and over_rows
             else "the gate must be MoLE over rows with Hidden scores and no conditioning",
+            None
+            if not hidden or isinstance(gate.normaliser.spec, Softmax)
+            else f"the normaliser is {gate.normaliser.spec}, expected Softmax(): experts alone do "
+            "not teach a total",
             None if mixture.slots is None else "the gates weigh slots, expected experts",
         ],
     )
@@ -204,7 +253,7 @@ def asked(mixture: Mixture, task: Answered, names: Sequence[str], *, rows: int) 
     accelerator = Accelerator()
     task.place(accelerator.device)
     _, gate = _only_gate(mixture)
-    order = torch.tensor(task.sizes()).argsort(stable=True)
+    order = torch.tensor(list(task.sizes())).argsort(stable=True)
     batches = order.split(rows)
     own = range(accelerator.process_index, len(batches), accelerator.num_processes)
     parts = []

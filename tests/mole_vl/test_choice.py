@@ -51,9 +51,6 @@ class Examples:
     def losses(self, batch):
         return {"own": Term(-self.likelihoods(batch).mean())}
 
-    def __len__(self):
-        return ROWS
-
     def sizes(self):
         return [i * 5 % ROWS for i in range(ROWS)]
 
@@ -73,10 +70,9 @@ def chosen(task, folder, **how):
     return choice_task({"model": task.mixture}, task, folder, **how)
 
 
-@pytest.mark.parametrize("normaliser", NORMALISERS)
 @pytest.mark.parametrize("pool", [("mean",), ("last", "max")])
-def test_the_loss_is_what_a_drawn_expert_is_expected_to_miss(tmp_path, normaliser, pool):
-    gate = MoLE(score=Hidden(pool=pool), normaliser=normaliser)
+def test_the_loss_is_what_a_drawn_expert_is_expected_to_miss(tmp_path, pool):
+    gate = MoLE(score=Hidden(pool=pool))
     task = Examples(gate)
     randomise(task.mixture)
     choice = chosen(task, tmp_path)
@@ -93,7 +89,7 @@ def test_the_loss_is_what_a_drawn_expert_is_expected_to_miss(tmp_path, normalise
         told = torch.stack(
             [-(task.alone(e)[place] - task.wanted[place]).square().mean() for e in range(3)]
         )
-        losses.append(1 - ((weights[-1] / weights[-1].sum()) * told.exp()).sum())
+        losses.append(1 - (weights[-1] * told.exp()).sum())
     torch.testing.assert_close(terms["choice"].value, torch.stack(losses).mean())
     said = [terms[f"gates/model/network/{name}"].value for name in task.mixture.names]
     torch.testing.assert_close(torch.stack(said), torch.stack(weights).mean(0))
@@ -122,8 +118,23 @@ def test_the_survey_is_made_once_whatever_the_batches(tmp_path):
     again = chosen(task, tmp_path / "one").survey
     assert torch.equal(again.told, one.told)
     assert torch.equal(again.read, one.read)
-    with pytest.raises(ValueError, match="made with other settings"):
+    with pytest.raises(ValueError, match=r"other settings \(of was 'toys', is 'others'\)"):
         chosen(Examples(), tmp_path / "one", settings={"of": "others"})
+    with pytest.raises(ValueError, match=r"\(after was 1, is 0\)"):
+        chosen(Examples(after=0), tmp_path / "one")
+    file = tmp_path / "one/survey.safetensors"
+    file.write_bytes(file.read_bytes()[:100])
+    with pytest.raises(ValueError, match=r"survey\.safetensors is damaged or no survey"):
+        chosen(Examples(), tmp_path / "one")
+
+
+def test_likelihoods_that_are_no_numbers_are_told_by_expert_and_not_kept(tmp_path):
+    task = Examples()
+    with torch.no_grad():
+        task.mixture.layers["blocks.1.attention.q"].b.fill_(float("inf"))
+    with pytest.raises(ValueError, match=r"(ann|bob|cyd) gives 12 of 12 examples a likelihood"):
+        chosen(task, tmp_path)
+    assert not list(tmp_path.iterdir())
 
 
 def test_rows_that_no_expert_knows_teach_nothing(tmp_path):
@@ -141,6 +152,9 @@ def test_what_experts_alone_cannot_teach_is_told(tmp_path):
         chosen(Examples(site="block", after=0), tmp_path)
     with pytest.raises(ValueError, match="MoLE over rows with Hidden scores"):
         chosen(Examples(MoLE(over="position"), site="network", after=0), tmp_path)
+    for normaliser in (ScaledSoftmax(), Sigmoid()):
+        with pytest.raises(ValueError, match=r"expected Softmax\(\): experts alone do not teach"):
+            chosen(Examples(MoLE(normaliser=normaliser)), tmp_path)
     task = Examples()
     with pytest.raises(ValueError, match="unet, text have gates each"):
         choice_task(
@@ -170,6 +184,36 @@ def test_the_highest_scores_alone_get_weights(scores, k, kept):
             whole = whole / whole.sum() * 2.0 * (mask.float().mean() if masked else 1.0)
         torch.testing.assert_close(output.weights[0], whole)
         assert output.logits[0].tolist() == scores
+
+
+@pytest.mark.parametrize("normaliser", NORMALISERS)
+@pytest.mark.parametrize("k", [1, 2])
+def test_the_chosen_learn_as_if_there_were_no_others(normaliser, k):
+    scores = torch.tensor([0.3, -0.2, 1.0])
+    gate = MoLE(normaliser=normaliser, top_k=k).build(list("abc"), SITE, ())
+    gate.score.bias.data = scores.clone()
+    aim = torch.tensor([1.0, 2.0, 4.0])
+    (gate(GateInput(torch.ones(1, 6)), ()).weights * aim).sum().backward()
+    best = scores.argsort(descending=True)[:k]
+    alone = MoLE(normaliser=normaliser).build(list("ab")[:k], SITE, ())
+    if isinstance(normaliser, ScaledSoftmax):
+        alone.normaliser.total = gate.normaliser.total
+    alone.score.bias.data = scores[best].clone()
+    (alone(GateInput(torch.ones(1, 6)), ()).weights * aim[best]).sum().backward()
+    expected = torch.zeros(3)
+    expected[best] = alone.score.bias.grad
+    torch.testing.assert_close(gate.score.bias.grad, expected)
+    if not isinstance(normaliser, Sigmoid):
+        found, wanted = gate.normaliser.temperature, alone.normaliser.temperature
+        torch.testing.assert_close(found.position.grad, wanted.position.grad)
+
+
+def test_gates_before_the_one_that_reads_leave_nobody_out():
+    task = Examples(MoLE(top_k=1), site="network", after=1)
+    with task.mixture.record() as records:
+        task.model(task.x, task.context)
+    below = next(record for record in records if record.site == "below")
+    torch.testing.assert_close(below.output.weights, torch.full((3,), 1 / 3))
 
 
 SITE = next(iter(Examples(site="network", after=0).mixture.sites.values()))

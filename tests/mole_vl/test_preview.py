@@ -9,7 +9,7 @@ import torch
 from torch.nn.functional import normalize
 
 from mole_vl import mix, mix_from, save_gates
-from mole_vl.gates import Average, Hidden, MoLE
+from mole_vl.gates import Average, Free, Hidden, MoLE
 from tests.toys import BLOCKS, Toy, expert, inputs, randomise, three
 
 
@@ -68,7 +68,7 @@ def seen_under_average(model, block, kept=("ann", "bob", "cyd")):
 
 
 @pytest.mark.parametrize("kept", [("ann", "bob", "cyd"), ("ann", "cyd")])
-@pytest.mark.parametrize("strength", [1.0, 0.5])
+@pytest.mark.parametrize("strength", [1.0, torch.tensor(0.5)])
 def test_a_gate_may_be_shown_the_experts_average(kept, strength):
     model, mixture = previewed(preview="average")
     with mixture.scaled(strength):
@@ -116,6 +116,13 @@ def test_settings_of_a_preview_that_nothing_would_read_are_refused():
     for site in ("block", "network", "matrix"):
         with pytest.raises(ValueError, match="which is for site 'preview'"):
             mix(model, three(model), gate=MoLE(preview="average"), site=site, blocks=BLOCKS)
+    for gate, after, told in (
+        (MoLE(score=Free(), preview="average"), 1, "the gate reads nothing"),
+        (MoLE(preview="average"), 0, "with after 0 the gate reads before any expert speaks"),
+    ):
+        inside = [one for one in three(model) if all("blocks" in path for path in one.layers)]
+        with pytest.raises(ValueError, match=told):
+            mix(model, inside, gate=gate, site="preview", after=after, blocks=BLOCKS)
     slots = {"one": ["ann", "bob"], "other": ["cyd"]}
     how = {"gate": MoLE(preview="average"), "site": "preview", "blocks": BLOCKS, "slots": slots}
     with pytest.raises(ValueError, match="slots have no average"):
@@ -128,6 +135,9 @@ def test_settings_of_a_preview_that_nothing_would_read_are_refused():
         Hidden(pool=())
     with pytest.raises(ValueError, match="pool names a part twice: last, last"):
         Hidden(pool=("last", "last"))
+    for pool in ("mean", None):
+        with pytest.raises(ValueError, match="expected a list of mean, max, last"):
+            Hidden(pool=pool)
     with pytest.raises(ValueError, match="preview is 'sum', expected"):
         MoLE(preview="sum")
 

@@ -51,6 +51,12 @@ def test_settings_come_from_a_file_and_from_what_is_typed(run):
     assert run("loop: {clip: null}\n") == (Loop(clip=None), "ann")
 
 
+def test_settings_may_be_typed_in_place_of_a_file(monkeypatch):
+    name = "b" * 300
+    monkeypatch.setattr(sys, "argv", ["taught", "--config", f"name: {name}"])
+    assert command(taught) == (Loop(), name)
+
+
 @pytest.mark.parametrize(
     ("settings", "told"),
     [

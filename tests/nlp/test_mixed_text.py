@@ -93,6 +93,11 @@ def test_a_gate_may_learn_from_each_expert_alone(tmp_path, domain):
     train_gates(domain, config(tmp_path, save_every=1), **how)
     again = load_file(tmp_path / "run/gates/model.safetensors")
     assert all(torch.equal(again[key], trained[key]) for key in trained)
+    with pytest.raises(ValueError, match="teaches nothing; take top_k 2, or alone: true"):
+        train_gates(domain, config(tmp_path, output=tmp_path / "b"), **how | {"alone": False})
+    train_gates(domain, config(tmp_path, output=tmp_path / "mixed"), report=False)
+    with pytest.raises(ValueError, match="holds gates that were not taught by experts alone"):
+        train_gates(domain, config(tmp_path, output=tmp_path / "mixed"), **how)
     with pytest.raises(ValueError, match="balance is a term of the mixture's loss"):
         train_gates(domain, config(tmp_path, output=tmp_path / "b"), **how, balance=0.1)
     model, _ = load_base(domain.base)

@@ -45,7 +45,7 @@ def test_the_term_is_the_mean_over_scored_tokens_whatever_the_padding():
 def test_rows_are_asked_one_by_one():
     model, rows = tiny_model(), encode_rows(ROWS, tiny_tokenizer())
     task = build(model, rows)
-    assert len(task) == len(rows)
+    assert task.sizes() == [len(row.prompt) + len(row.answer) for row in rows]
     places = [2, 0, 3]
     found = task.likelihoods(task.examples(places))
     expected = torch.stack([-naive(model, rows[place]).mean() for place in places])
