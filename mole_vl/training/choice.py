@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from mole_vl.faults import refuse
 from mole_vl.files import new_file
-from mole_vl.gates import Softmax
+from mole_vl.gates import Gate, Softmax
 from mole_vl.gates.mole import LearnedGate, MoLE
 from mole_vl.gates.scores import HiddenScore
 from mole_vl.mixture import Mixture
@@ -217,8 +217,6 @@ def _kept(file: Path, made: Mapping[str, object]) -> Survey:
 def _only_gate(mixture: Mixture) -> tuple[str, LearnedGate]:
     names = list(mixture.sites)
     gate = mixture.gate(names[0])
-    hidden = isinstance(gate, LearnedGate) and isinstance(gate.score, HiddenScore)
-    over_rows = isinstance(gate, LearnedGate) and gate.over == "row" and gate.conditioning is None
     refuse(
         "alone",
         [
@@ -226,18 +224,28 @@ def _only_gate(mixture: Mixture) -> tuple[str, LearnedGate]:
             if len(names) == 1
             else f"{len(names)} gates ({', '.join(names[:3])} ...), expected one for the whole "
             "model: site preview, or network with after 0",
-            None
-            if hidden and over_rows
-            else "the gate must be MoLE over rows with Hidden scores and no conditioning",
-            None
-            if not hidden or isinstance(gate.normaliser.spec, Softmax)
-            else f"the normaliser is {gate.normaliser.spec}, expected Softmax(): experts alone do "
-            "not teach a total",
+            _gate_fault(gate),
             None if mixture.slots is None else "the gates weigh slots, expected experts",
         ],
     )
     assert isinstance(gate, LearnedGate)
     return names[0], gate
+
+
+def _gate_fault(gate: Gate) -> str | None:
+    if (
+        not isinstance(gate, LearnedGate)
+        or not isinstance(gate.score, HiddenScore)
+        or gate.over != "row"
+        or gate.conditioning is not None
+    ):
+        return "the gate must be MoLE over rows with Hidden scores and no conditioning"
+    if not isinstance(gate.normaliser.spec, Softmax):
+        return (
+            f"the normaliser is {gate.normaliser.spec}, expected Softmax(): experts alone do not "
+            "teach a total"
+        )
+    return None
 
 
 @torch.no_grad()
