@@ -10,11 +10,12 @@ learns from the stream learns from `shelf_train`, with three seeds, and its gate
 splits. The unit is the row, its seeds averaged first; a way's ratio to the oracle is that of their
 means over rows drawn together. Cells that were measured are kept, and a run goes on where it
 stopped; `--part K/N` shares them among processes (make the routers first: `shelf_routers.py`).
+`--ways` names some of the ways.
 """
 
 import argparse
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -165,10 +166,11 @@ LEARNED: Mapping[str, Learned] = {
 }
 
 
-def cells(quick: bool) -> list[tuple[str, int]]:
+def cells(quick: bool, ways: Collection[str]) -> list[tuple[str, int]]:
     """Way and seed; those that learn nothing from the stream here are asked once."""
     seeds = SEEDS[:1] if quick else SEEDS
-    return [(arm, 0) for arm in FIXED] + [(arm, seed) for seed in seeds for arm in LEARNED]
+    fixed, taught = ([way for way in kind if way in ways] for kind in (FIXED, LEARNED))
+    return [(arm, 0) for arm in fixed] + [(arm, seed) for seed in seeds for arm in taught]
 
 
 def over_oracle(pairs: np.ndarray, axis: int = 0) -> np.ndarray:
@@ -206,7 +208,7 @@ def summary(
         measured("log-likelihood per answer token", arm, over_seeds(arm, "told").tolist())
         for arm in arms
     ]
-    for arm in LEARNED:
+    for arm in (arm for arm in LEARNED if arm in arms):
         shares = [share(one) for (a, _), one in found.items() if a == arm]
         rows.append(measured("exact match of a seed", arm, shares))
     own = np.array(tasks)
@@ -233,6 +235,12 @@ def main() -> None:
     """Run the benchmark."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--split", choices=("dev", "test"), default="dev")
+    parser.add_argument(
+        "--ways",
+        nargs="+",
+        choices=(*FIXED, *LEARNED),
+        help="gates and oracle beside these; if not said, all",
+    )
     parser.add_argument("--part", default="1/1", help="the Kth of N processes' cells, as K/N")
     parser.add_argument("--quick", action="store_true", help="few steps and rows, for a look")
     options = parser.parse_args()
@@ -246,7 +254,8 @@ def main() -> None:
     settings = {"split": options.split, "asked": len(lesson.asked)}
     units = Units(out / f"units {options.split}", results / f"{name}_units.json", settings)
     bench, found = Bench(out), {}
-    for arm, seed in cells(options.quick)[part - 1 :: parts]:
+    wanted = {*(options.ways or (*FIXED, *LEARNED)), GATES, ORACLE}
+    for arm, seed in cells(options.quick, wanted)[part - 1 :: parts]:
         if arm in ways:
             own = to_data(ways[arm])
             run = out / "runs" / f"{arm} {seed} {digest_contents([json.dumps(own).encode()])[:12]}"
@@ -260,7 +269,7 @@ def main() -> None:
     if parts > 1:
         return
     rows = summary(found, [row.task for row in lesson.asked])
-    told_of = settings | {"ways": {arm: to_data(how) for arm, how in ways.items()}}
+    told_of = settings | {"ways": {arm: to_data(how) for arm, how in ways.items() if arm in wanted}}
     write_results(name, rows, settings=told_of, seeds=SEEDS, folder=results)
     print(confusion([one["weights"] for one in found.values() if "weights" in one]))
 
