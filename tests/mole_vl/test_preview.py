@@ -244,8 +244,12 @@ def test_copies_of_rows_take_their_rows_weights_and_regrouped_tokens_are_refused
     torch.testing.assert_close(twice, once.repeat_interleave(2, 0))
 
 
-def test_a_pickled_model_is_told_nothing_yet():
-    model, mixture = previewed()
+WHOLE = {"score": Hidden(pool=("last", "max")), "preview": "average", "top_k": 2}
+
+
+@pytest.mark.parametrize("gate", [{}, WHOLE])
+def test_a_pickled_model_is_told_nothing_yet(gate):
+    model, mixture = previewed(**gate)
     with mixture.disabled():
         twin = pickle.loads(pickle.dumps(model))
     with twin.mixture.condition(hold=True), mixture.condition(hold=True):
@@ -254,8 +258,9 @@ def test_a_pickled_model_is_told_nothing_yet():
         torch.testing.assert_close(twin(*inputs()), model(*inputs()))
 
 
-def test_a_gate_file_brings_the_preview_back(tmp_path):
-    model, mixture = previewed()
+@pytest.mark.parametrize("gate", [{}, WHOLE])
+def test_a_gate_file_brings_the_preview_back(tmp_path, gate):
+    model, mixture = previewed(**gate)
     save_gates(mixture, tmp_path / "gates.safetensors")
     twin = copy.deepcopy(model).mixture.unmix()
     other = mix_from(twin, three(twin), tmp_path / "gates.safetensors", blocks=BLOCKS)

@@ -37,7 +37,11 @@ GATED += [
     for over in ("row", "position")
     for normaliser in (Softmax(), ScaledSoftmax(total=3.0), Sigmoid())
 ]
+WHOLE = Hidden(pool=("mean", "max", "last"))
 GATED += [
+    (PREVIEW, MoLE(score=WHOLE, top_k=2, preview="average")),
+    ({"site": "block"}, MoLE(score=WHOLE, top_k=2)),
+    ({"site": "matrix"}, MoLE(over="position", top_k=1)),
     ({"site": "block"}, MoLE(score=Free())),
     ({"site": "matrix"}, Arrow(top_k=2)),
     ({"site": "matrix"}, Phatgoose(top_k=2, tau=0.1)),

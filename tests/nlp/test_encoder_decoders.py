@@ -5,6 +5,7 @@ import torch
 
 from mole_vl import mix
 from mole_vl.gates import Hidden, MoLE
+from mole_vl.training.choice import asked
 from nlp.adapter import blocks, bound
 from nlp.answers import answers, log_likelihood
 from nlp.forms import form_of
@@ -120,6 +121,20 @@ def test_gates_learn(family, site):
         grads = torch.autograd.grad(term.value, list(parameters.values()), retain_graph=True)
         for key, grad in zip(parameters, grads, strict=True):
             assert grad.abs().max() > 1e-9, (name, key)
+
+
+@pytest.mark.parametrize("family", SEQ2SEQ)
+def test_rows_are_asked_of_each_expert_alone(family):
+    model, mixture = mixed(family, "preview", "row")
+    rows = rows_of(3, 7, 5, 4)
+    task = LanguageTask(model, rows, pad=0, parameters={}, around=bound(mixture))
+    found = asked(mixture, task, mixture.names, rows=3)
+    for place, name in enumerate(mixture.names):
+        with mixture.pinned({name: 1.0}), torch.no_grad():
+            for told, one in zip(found.told[:, place], rows, strict=True):
+                with bound(mixture)(batch := form_of(model).rows([one], 0)):
+                    losses, scored = answer_losses(model, batch)
+                torch.testing.assert_close(told, -losses.sum() / scored.sum())
 
 
 def test_weights_by_position_are_refused_where_another_sequence_is_read():
