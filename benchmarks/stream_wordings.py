@@ -23,7 +23,8 @@ from mixed_stream import GATES, LEARNED, Learned, over_oracle
 from torch import Tensor
 
 from mole_vl.gates import Hidden, MoLE
-from mole_vl.gates.scores import HiddenScore
+from mole_vl.gates.gate import Previewed
+from mole_vl.gates.scores import HiddenScore, Pooled
 from mole_vl.specs import to_data
 from mole_vl.training import FitConfig, fit
 from mole_vl.training.choice import ChoiceTask, Survey, asked
@@ -35,9 +36,9 @@ FOLDS = 5
 PRESET = LEARNED[GATES]
 
 
-def variant(*pool: str, after: int = 24, shown: str = "average") -> Learned:
+def variant(*pool: Pooled, after: int = 24, shown: Previewed = "average") -> Learned:
     """The preset with other parts pooled, another depth, or another preview."""
-    gate = MoLE(score=Hidden(pool=pool), preview=shown)  # pyright: ignore[reportArgumentType]
+    gate = MoLE(score=Hidden(pool=pool), preview=shown)
     return replace(PRESET, gate=gate, after=after)
 
 

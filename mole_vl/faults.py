@@ -3,7 +3,7 @@
 import math
 import os
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from traceback import walk_tb
 
@@ -117,3 +117,12 @@ def _refused(error: BaseException, packages: set[str]) -> bool:
     if isinstance(error, FloatingPointError):
         return roots[-1] == "mole_vl"
     return roots[-1] in packages and "torch" not in roots and not _STEPS.intersection(places)
+
+
+def differences(before: Mapping[str, object], now: Mapping[str, object]) -> list[str]:
+    """Which settings of something made before are others now, and how."""
+    return [
+        f"{name} was {before.get(name)!r}, is {now.get(name)!r}"
+        for name in dict.fromkeys([*now, *before])
+        if before.get(name) != now.get(name)
+    ]

@@ -22,7 +22,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from mole_vl.faults import refuse
+from mole_vl.faults import differences, refuse
 from mole_vl.files import new_file
 from mole_vl.gates import Gate, Softmax
 from mole_vl.gates.mole import LearnedGate, MoLE
@@ -201,12 +201,7 @@ def _kept(file: Path, made: Mapping[str, object]) -> Survey:
             survey = Survey(kept.get_tensor("read"), kept.get_tensor("told"))
     except (SafetensorError, KeyError, ValueError) as error:
         raise ValueError(f"{file} is damaged or no survey: {error}; remove it") from error
-    faults = [
-        f"{name} was {before.get(name)!r}, is {made.get(name)!r}"
-        for name in dict.fromkeys([*before, *made])
-        if before.get(name) != made.get(name)
-    ]
-    if faults:
+    if faults := differences(before, made):
         raise ValueError(
             f"{file} was made with other settings ({'; '.join(faults)}); take another output "
             "folder, or remove this one"

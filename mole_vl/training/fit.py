@@ -19,6 +19,7 @@ from accelerate.utils import broadcast, set_seed
 from torch import nn
 from tqdm.auto import tqdm
 
+from mole_vl.faults import differences
 from mole_vl.files import check_output, new_file
 from mole_vl.processes import sum_over_processes
 from mole_vl.training.alone import alone_in
@@ -109,12 +110,7 @@ class _Run:
             broadcast(tensor.detach())
 
     def _take_up(self, snapshot: Snapshot) -> None:
-        names = dict.fromkeys([*self.settings, *snapshot.settings])
-        faults = [
-            f"{name} was {snapshot.settings.get(name)!r}, is {self.settings.get(name)!r}"
-            for name in names
-            if snapshot.settings.get(name) != self.settings.get(name)
-        ]
+        faults = differences(snapshot.settings, self.settings)
         if set(snapshot.weights) != set(self.parameters):
             odd = sorted(set(snapshot.weights) ^ set(self.parameters))
             faults.append(f"other parameters are trained: {', '.join(odd[:5])}")

@@ -69,7 +69,8 @@ def test_a_handle_shows_which_layers_share_a_gate_and_which_gate_it_is():
     lines = [line.strip() for line in str(mixture).splitlines()]
     normaliser = "ScaledSoftmax(total=2.0, tau_low=0.25, tau_high=4.0)"
     assert "experts: ann, bob, cyd" in lines
-    assert f"gate: {MoLE(normaliser=ScaledSoftmax(total=2.0))}" in lines
+    rest = "over='row', top_k=None, preview='base'"
+    assert f"gate: MoLE(score=Hidden(pool=('mean',)), normaliser={normaliser}, {rest})" in lines
     assert "blocks.0: 4 layers (attention.q, attention.k, ff.0 and 1 more)" in lines
     assert "blocks.1: 2 layers (attention.q, attention.k)" in lines
     assert normaliser in str(mixture.gate("blocks.0"))
