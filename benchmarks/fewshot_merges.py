@@ -28,7 +28,7 @@ from results import FOLDER, ROOT, Measurement, measured, write_results
 from units import Units
 
 SHOTS, DRAWS = 16, 3
-TOTALS = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0)
+TOTALS = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0)
 DENSITIES = (0.2, 0.5, 0.7)
 VARIANTS: list[tuple[Kind, float]] = [
     (kind, density) for kind in KINDS for density in (DENSITIES if "ties" in kind else (1.0,))
