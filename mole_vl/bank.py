@@ -1,6 +1,7 @@
 """The gates of all sites, asked under conditions."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from itertools import chain
 
 import torch
@@ -86,17 +87,26 @@ class GateBank:
         device = _device(gate) if x is None else x.device
         kept = None if told.kept is None else told.kept.to(device)
         features = None if features is None else features.to(device)
-        pool = None if x is None else masks.real if masks.pool is None else masks.pool
+        pool = real = None
         if x is not None:
-            pool = None if pool is None else spread(pool.to(device), x.shape[0])
-            features = None if features is None else spread(features, x.shape[0])
+            real = _spread(masks.real, x)
+            pool = real if masks.pool is None else _spread(masks.pool, x)
+            features = _spread(features, x)
         if told.source is None or (x is None and features is None):
-            return gate(GateInput(x, pool, kept, features), self.readers[name])
+            return gate(GateInput(x, pool, kept, features, real), self.readers[name])
         rows, place = torch.unique(told.source.to(device), return_inverse=True)
-        x, pool, features = (None if t is None else t[rows] for t in (x, pool, features))
-        output = gate(GateInput(x, pool, kept, features), self.readers[name])
+        x, pool, features, real = (
+            None if t is None else t[rows] for t in (x, pool, features, real)
+        )
+        output = gate(GateInput(x, pool, kept, features, real), self.readers[name])
         experts = None if output.experts is None else output.experts[place]
-        return GateOutput(output.weights[place], experts, output.logits[place])
+        return replace(
+            output, weights=output.weights[place], experts=experts, logits=output.logits[place]
+        )
+
+
+def _spread(told: Tensor | None, x: Tensor) -> Tensor | None:
+    return None if told is None else spread(told.to(x.device), x.shape[0])
 
 
 def _device(gate: Gate) -> torch.device:

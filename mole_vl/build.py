@@ -9,7 +9,7 @@ from mole_vl.experts import Expert, check_fit, check_names
 from mole_vl.faults import at_least, instance_of, refuse
 from mole_vl.features import Features
 from mole_vl.gates import GateSpec
-from mole_vl.layers import layer_shapes
+from mole_vl.layers import Learning, layer_shapes
 from mole_vl.mixture import Mixture
 from mole_vl.sites import Layout, SiteKind, find_sites
 from mole_vl.slots import Slots
@@ -27,6 +27,7 @@ def mix(
     slots: Mapping[str, Sequence[str]] | None = None,
     features: Features | None = None,
     calls: Calls | None = None,
+    learning: Learning | None = None,
 ) -> Mixture:
     """Mix experts into a model, in place: its base is frozen, its layers get their experts.
 
@@ -47,6 +48,8 @@ def mix(
             sites' input, starting at zero (`dreambooth.conditioning`).
         calls: Reads what a forward's own arguments tell of its rows, where no `condition` does: so
             a gate over rows holds for a whole answer in anybody's loop (`nlp.calls.TextCalls`).
+        learning: How the experts learn with their gates (`mole_vl.fresh.fresh_experts` makes new
+            ones); None for frozen experts.
 
     Returns:
         The handle, also found as `model.mixture`. Nothing of the model has changed on an error.
@@ -71,12 +74,13 @@ def mix(
     }
     widths = {path: shapes[path][1] for path in paths}
     layout = find_sites(site, model, widths, blocks or {}, after)
+    layout = layout.staffed({expert.name: expert.layers for expert in experts})
     if gate.preview != "base":
         refuse("mix", _faults_of_preview(gate, layout, slots))
     if features is not None:
         layout = layout.conditioned(features.width)
     roles = None if slots is None else Slots.of(slots, [expert.name for expert in experts])
-    mixture = Mixture(experts, gate, layout, paths, roles, features, calls)
+    mixture = Mixture(experts, gate, layout, paths, roles, features, calls, learning)
     mixture.wire(model)
     return mixture
 

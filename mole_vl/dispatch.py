@@ -6,7 +6,7 @@ forward that they repeat.
 """
 
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from copy import deepcopy
 from dataclasses import replace
@@ -20,6 +20,7 @@ from torch.utils.hooks import RemovableHandle
 
 from mole_vl.bank import GateBank, spread
 from mole_vl.calls import Calls
+from mole_vl.fanned import Fanned, fan
 from mole_vl.features import Features, read_features
 from mole_vl.gates import GateOutput
 from mole_vl.gates.gate import Previewed
@@ -60,7 +61,7 @@ class Dispatch:
         layout: Where gates sit.
         bank: The gates.
         reads_input: Whether the gates look at their site's input, where it has one to read.
-        experts: How many experts there are.
+        experts: The experts' names.
         shows: What site preview shows its gate: the base, or the experts' average.
         features: What the model itself is told and the gates read; None for nothing.
         calls: Reads what a forward's arguments tell of its rows; None for nothing.
@@ -71,13 +72,13 @@ class Dispatch:
         layout: Layout,
         bank: GateBank,
         reads_input: bool,
-        experts: int,
+        experts: Sequence[str],
         shows: Previewed = "base",
         features: Features | None = None,
         calls: Calls | None = None,
     ) -> None:
         self.bank = bank
-        self.experts = experts
+        self.experts = tuple(experts)
         self.shows: Previewed = shows
         self.features = features
         self.calls = calls
@@ -123,11 +124,17 @@ class Dispatch:
             begin = partial(self._begin, part is model)
             hooks.append(part.register_forward_pre_hook(begin, with_kwargs=True))
             hooks.append(part.register_forward_hook(self._end, always_call=True))
-        for name, path in self.reading.items():
-            entry = model.get_submodule(path)
+        for name, site in self.sites.items():
+            if site.entry is None or not (name in self.reading or site.feedforward):
+                continue
+            entry = model.get_submodule(site.entry)
             enter, leave = partial(self._enter, name), partial(self._leave, name)
             hooks.append(entry.register_forward_pre_hook(enter, with_kwargs=True))
             hooks.append(entry.register_forward_hook(leave, always_call=True))
+        for site in self.sites.values():
+            if site.feedforward is not None and site.feedforward.outlet not in site.matrices:
+                outlet = model.get_submodule(site.feedforward.outlet)
+                hooks.append(outlet.register_forward_pre_hook(partial(self._sum, site.name)))
         return hooks
 
     def _parts(self, model: nn.Module) -> list[nn.Module]:
@@ -199,13 +206,15 @@ class Dispatch:
 
     def weights_of(self, path: str, rows: int) -> Chosen | None:
         """The weights, strength included, that the layer at `path` applies to its rows."""
-        name = self.site_of[path].name
+        site, name = self.site_of[path], self.site_of[path].name
         if replaying():
             current = self.passes.of_backward()
             output = current.replayed.get(name, current.results.get(name))
+            fanned = current.refanned.get(name)
         elif self.passes.current is not None:
             current = self.passes.current
             output = current.results.get(name, current.held.get(name))
+            fanned = current.fanned.get(name)
         else:
             raise RuntimeError(_outside(f"the mixed layer {path}"))
         if current.conditions.disabled:
@@ -214,27 +223,34 @@ class Dispatch:
             return self._previewed(current.conditions)
         if output is not None and output.weights.requires_grad and current.grad:
             self._check_gradient(path)
-        if output is None:
+        if output is None or (site.feedforward is not None and fanned is None):
             raise RuntimeError(
                 f"the mixed layer {path} runs before its gate {name!r}, which reads the input of "
-                f"{self.site_of[path].entry}; use site 'matrix' for layers that run that early"
+                f"{site.entry}; use site 'matrix' for layers that run that early"
             )
+        if fanned is None:
+            output = self._for_rows(name, output, rows, current)
+        return Chosen(output.weights * current.conditions.strength, output.experts, fanned)
+
+    def _for_rows(self, name: str, output: GateOutput, rows: int, current: Pass) -> GateOutput:
+        """A site's result, multiplied as `generate` multiplies the rows that it is for."""
         told = current.conditions
         given = told.pinned is not None and told.held is not None
-        if (given or output is current.held.get(name)) and output.weights.dim() == 2:
-            # Where weights hold for an answer, those that are given, or that a preview or an
-            # encoder found, are one for each row, however often `generate` multiplies it. What the
-            # first layer runs counts: a later one that reads other rows must not pass for beams.
-            places = None if output.experts is None else spread(output.experts, rows)
-            output = replace(output, weights=spread(output.weights, rows), experts=places)
-            current.results[name] = output
-        return Chosen(output.weights * current.conditions.strength, output.experts)
+        if (not given and output is not current.held.get(name)) or output.weights.dim() != 2:
+            return output
+        # Where weights hold for an answer, those that are given, or that a preview or an encoder
+        # found, are one for each row, however often `generate` multiplies it. What the first layer
+        # runs counts: a later one that reads other rows must not pass for beams.
+        places = None if output.experts is None else spread(output.experts, rows)
+        output = replace(output, weights=spread(output.weights, rows), experts=places)
+        current.results[name] = output
+        return output
 
     def _previewed(self, told: Conditions) -> Chosen | None:
         """What a preview runs under: nothing, or the average of the experts that are kept."""
         if self.shows == "base":
             return None
-        kept = torch.ones(self.experts) if told.kept is None else told.kept.float()
+        kept = torch.ones(len(self.experts)) if told.kept is None else told.kept.float()
         if isinstance(told.strength, Tensor):
             kept = kept.to(told.strength.device)
         return Chosen(kept / kept.sum() * told.strength, None)
@@ -301,27 +317,54 @@ class Dispatch:
             self.passes.close(output)
             self.lock.release()
 
-    def _enter(self, name: str, module: nn.Module, args: Any, kwargs: Mapping[str, Any]) -> None:
+    def _enter(
+        self, name: str, module: nn.Module, args: Any, kwargs: Mapping[str, Any]
+    ) -> tuple[Any, Any] | None:
         again = replaying()
         current = self.passes.of_backward() if again else self.passes.current
         if current is None:
             raise RuntimeError(_outside(f"site {name!r}"))
         told = current.conditions
         if told.disabled or (self.previews and not told.preview):
-            return
+            return None
         x = _input(module, args, kwargs, name)
         if told.preview:
             raise Seen(x)
         if again:
             current.replayed[name] = self._result(name, x, current)
-        else:
+        elif name in self.reading:
             self._evaluate(name, x, current)
+        if self.sites[name].feedforward is None:
+            return None
+        output = (current.replayed if again else current.results)[name]
+        fanned = self._fanned(name, x, output, current)
+        (current.refanned if again else current.fanned)[name] = fanned
+        return _swapped(args, kwargs, x, fanned.inputs)
 
-    def _leave(self, name: str, _module: nn.Module, _args: Any, _output: Any) -> None:
+    def _fanned(self, name: str, x: Tensor, output: GateOutput, current: Pass) -> Fanned:
+        output = self._for_rows(name, output, x.shape[0], current)
+        site = [place for place, one in enumerate(self.experts) if one in self.sites[name].experts]
+        strength = current.conditions.strength
+        return fan(x, output.weights, output.experts, site, strength, name)
+
+    def _sum(self, name: str, _module: nn.Module, args: Any) -> Any:
+        """What a feed-forward's last layer reads that no expert changes: summed over experts."""
+        current = self.passes.of_backward() if replaying() else self.passes.current
+        if current is None:
+            return None
+        fanned = (current.refanned if replaying() else current.fanned).get(name)
+        return None if fanned is None else (fanned.summed(args[0]), *args[1:])
+
+    def _leave(self, name: str, _module: nn.Module, _args: Any, output: Any) -> Any:
         if replaying():
             # Called on errors too: the one that `_enter` raised must not be raised again.
             with suppress(RuntimeError):
-                self.passes.of_backward().replayed.pop(name, None)
+                current = self.passes.of_backward()
+                current.replayed.pop(name, None)
+                return _unfolded(current.refanned.pop(name, None), output)
+        elif self.passes.current is not None:
+            return _unfolded(self.passes.current.fanned.pop(name, None), output)
+        return None
 
     def _evaluate(self, name: str, x: Tensor | None, current: Pass) -> None:
         told = current.conditions
@@ -368,6 +411,19 @@ def _outside(what: str) -> str:
     return (
         f"{what} ran outside of a forward of the mixed model: call the model itself, not its "
         "parts, or unmix it first"
+    )
+
+
+def _unfolded(fanned: Fanned | None, output: Any) -> Tensor | None:
+    """A feed-forward's output as its caller knows it; None where nothing was fanned out."""
+    return fanned.unfolded(output) if fanned is not None and isinstance(output, Tensor) else None
+
+
+def _swapped(args: Any, kwargs: Mapping[str, Any], x: Tensor, new: Tensor) -> tuple[Any, Any]:
+    """A call's arguments with another tensor in x's place."""
+    return (
+        tuple(new if value is x else value for value in args),
+        {name: new if value is x else value for name, value in kwargs.items()},
     )
 
 

@@ -2,12 +2,16 @@
 
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mole_vl.experts import Factors
+from mole_vl.fanned import Fanned
+from mole_vl.faults import refuse, share
 from mole_vl.plans import align, dense, dense_conv, expand, in_order
 from mole_vl.sparse import per_sample, sparse
 
@@ -17,11 +21,28 @@ class Chosen(NamedTuple):
 
     Args:
         weights: (..., K).
-        experts: Which expert each is for, (..., K); None where all stand in order (K = E).
+        experts: Which expert each is for, (..., K), below 0, with weight 0, for nobody; None where
+            all stand in order (K = E).
+        fanned: In a feed-forward mixture, the positions that the layer reads, by expert.
     """
 
     weights: Tensor
     experts: Tensor | None
+    fanned: Fanned | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Learning:
+    """How experts learn inside their mixture.
+
+    Args:
+        dropout: Share of what an expert's down projection reads that a training step leaves out.
+    """
+
+    dropout: float = 0.0
+
+    def __post_init__(self) -> None:
+        refuse("Learning", [share("dropout", self.dropout)])
 
 
 # Answers the weights for the forward that a layer is in; None where the mixture is switched off.
@@ -40,10 +61,17 @@ class MixtureLayer(nn.Module):
         base: The layer, of any kind that shows `weight`.
         factors: One per expert in order; None where an expert leaves this layer alone.
         route: Gives the weights for a number of rows.
+        learning: How the factors learn: they are parameters then, in fp32, and part of
+            `state_dict`. None for frozen ones.
     """
 
     def __init__(
-        self, path: str, base: nn.Module, factors: Sequence[Factors | None], route: Route
+        self,
+        path: str,
+        base: nn.Module,
+        factors: Sequence[Factors | None],
+        route: Route,
+        learning: Learning | None = None,
     ) -> None:
         super().__init__()
         self.path = path
@@ -53,13 +81,19 @@ class MixtureLayer(nn.Module):
         weight = base.weight
         assert isinstance(weight, Tensor)
         present = [self._fitted(f) for f in factors if f is not None]
-        dtype = weight.dtype if weight.dtype.is_floating_point else torch.float32
+        exact = learning is not None or not weight.dtype.is_floating_point
+        dtype = torch.float32 if exact else weight.dtype
         place: dict[str, Any] = {"device": weight.device, "dtype": dtype}
         ranks = torch.tensor(self.ranks)
-        self.register_buffer("a", torch.cat([f.a.to(**place) for f in present]), persistent=False)
-        self.register_buffer(
-            "b", torch.cat([f.b.to(**place) for f in present], dim=1), persistent=False
-        )
+        for letter, stacked in (
+            ("a", torch.cat([f.a.to(**place) for f in present])),
+            ("b", torch.cat([f.b.to(**place) for f in present], dim=1)),
+        ):
+            if learning is None:
+                self.register_buffer(letter, stacked, persistent=False)
+            else:
+                self.register_parameter(letter, nn.Parameter(stacked))
+        self.dropout = 0.0 if learning is None else learning.dropout
         segments = torch.repeat_interleave(torch.arange(len(ranks)), ranks).to(weight.device)
         self._exact_scales = torch.cat([torch.full((f.rank,), f.scale) for f in present])
         scales = self._exact_scales.to(weight.device)
@@ -106,14 +140,21 @@ class MixtureLayer(nn.Module):
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """The base layer's output plus the mixture's update."""
-        y = self.base(x, *args, **kwargs)
         told = self.route(x.shape[0])
+        if told is not None and told.fanned is not None:
+            return self.fanned(x, told.fanned)
+        y = self.base(x, *args, **kwargs)
         if told is None:
             return y
         # Constant weights are found before a model is moved that moves when it is called.
         weights = told.weights.to(x.device)
         experts = None if told.experts is None else told.experts.to(x.device)
+        x = F.dropout(x, self.dropout, self.training)
         return y + self._update(x, weights, experts).to(y.dtype)
+
+    def fanned(self, x: Tensor, told: Fanned) -> Tensor:
+        """The layer in a feed-forward that runs once for each expert: see `mole_vl.feedforward`."""
+        raise AssertionError(f"{self.path} is no part of a feed-forward mixture")
 
     @abstractmethod
     def _update(self, x: Tensor, weights: Tensor, experts: Tensor | None) -> Tensor:
@@ -127,6 +168,19 @@ class MixtureLayer(nn.Module):
     @abstractmethod
     def reading(self) -> Tensor:
         """The down projections as they meet one position that stands for all, (R, in)."""
+
+    @property
+    def own_names(self) -> tuple[str, ...]:
+        """Names in `state_dict` of what is not the base's: factors that learn."""
+        return tuple(name for name, _ in self.named_parameters(recurse=False))
+
+    def factors(self, expert: int) -> Factors | None:
+        """An expert's factors as they are now, copied; None where it leaves the layer alone."""
+        own = slice(sum(self.ranks[:expert]), sum(self.ranks[: expert + 1]))
+        if own.start == own.stop:
+            return None
+        a, b = (factor.detach().clone() for factor in (self.a[own], self.b[:, own]))
+        return Factors(a, b, float(self._exact_scales[own.start]))
 
     def stacked(self, weights: Tensor) -> tuple[Tensor, Tensor]:
         """Factors of Delta-W under constant weights (E,): a (R, ...) and b (out, R), in fp32."""
@@ -160,7 +214,7 @@ class MixtureLinear(MixtureLayer):
         if experts is None:
             return dense(x, self.a, self.b, expand(aligned, self.segments, self.scales))
         of_expert = self.scales.new_zeros(len(self.ranks)).scatter(0, self.segments, self.scales)
-        scaled = weights * of_expert[experts]
+        scaled = weights * of_expert[experts.clamp_min(0)]
         if weights.dim() == 2:
             return per_sample(x, self.a, self.b, scaled, experts, self.ranks)
         # A layer may read more axes than its gate weighs: each place has its position's experts.
@@ -173,18 +227,21 @@ class MixtureLinear(MixtureLayer):
         """The input itself."""
         return x
 
+    def delta(self, weights: Tensor) -> Tensor:
+        """Delta-W of constant weights (E,), lying as the base's weight does."""
+        delta = super().delta(weights)
+        return delta.T if is_transposed(self.base) else delta
+
     @property
     def reading(self) -> Tensor:
         """The down projections, (R, in)."""
         return self.a
 
-
-class MixtureTransposed(MixtureLinear):
-    """The mixture over a linear layer whose weight lies transposed, (in, out): GPT-2's `Conv1D`."""
-
-    def delta(self, weights: Tensor) -> Tensor:
-        """Delta-W of constant weights (E,), transposed like the weight."""
-        return super().delta(weights).T
+    def updates(self, x: Tensor, told: Fanned) -> Tensor:
+        """Every expert's update of what it reads, (m, i), unweighed, (m, o)."""
+        x = F.dropout(x, self.dropout, self.training)
+        own = self.scales.new_zeros(len(self.ranks)).scatter(0, self.segments, self.scales)
+        return told.updates(x, self.a, self.b, own, self.ranks)
 
 
 class MixtureConv2d(MixtureLayer):
@@ -232,16 +289,6 @@ def _base_keys(module: nn.Module, state: Any, prefix: str, *_rest: Any) -> None:
     for name in base.state_dict():
         if prefix + name in state:
             state[f"{prefix}base.{name}"] = state.pop(prefix + name)
-
-
-def mixture_layer(
-    path: str, base: nn.Module, factors: Sequence[Factors | None], route: Route
-) -> MixtureLayer:
-    """The mixture over a layer, by the layer's kind; arguments as of `MixtureLayer`."""
-    if isinstance(base, nn.Conv2d):
-        return MixtureConv2d(path, base, factors, route)
-    kind = MixtureTransposed if is_transposed(base) else MixtureLinear
-    return kind(path, base, factors, route)
 
 
 def is_transposed(module: nn.Module) -> bool:

@@ -15,8 +15,9 @@ from mole_vl.dispatch import Dispatch
 from mole_vl.experts import Expert
 from mole_vl.faults import refuse, some
 from mole_vl.features import Features
+from mole_vl.feedforward import layer_kind
 from mole_vl.gates import Gate, GateSpec
-from mole_vl.layers import Chosen, MixtureLayer, mixture_layer
+from mole_vl.layers import Chosen, Learning, MixtureLayer
 from mole_vl.passes import EVERYWHERE, Masks, Record
 from mole_vl.sites import Layout
 from mole_vl.slots import Slots
@@ -37,6 +38,7 @@ class Mixture(nn.Module):
         slots: What the gates weigh, if it is not the experts themselves.
         features: What the model itself is told and the gates read; the layout knows their width.
         calls: Reads what a forward's arguments tell of its rows.
+        learning: How the experts learn; None for frozen ones.
     """
 
     def __init__(
@@ -48,20 +50,24 @@ class Mixture(nn.Module):
         slots: Slots | None = None,
         features: Features | None = None,
         calls: Calls | None = None,
+        learning: Learning | None = None,
     ) -> None:
         super().__init__()
         self.slots = slots
         self.names = tuple(expert.name for expert in experts)
-        self.digests = tuple(expert.digest for expert in experts)
+        self.learning = learning
+        self._digests = tuple(expert.digest for expert in experts)
         self.spec = spec
         self.layout = layout
         self.sites = {site.name: site for site in layout.sites}
+        owners = {path: site.feedforward for site in layout.sites for path in site.matrices}
         layers = {
-            path: mixture_layer(
+            path: layer_kind(path, base, owners[path])(
                 path,
                 base,
                 [expert.layers.get(path) for expert in experts],
                 partial(self._weights_of, path),
+                learning,
             )
             for path, base in paths.items()
         }
@@ -76,7 +82,7 @@ class Mixture(nn.Module):
         self.gates = nn.ModuleDict({f"at {name}".replace(".", "/"): g for name, g in gates.items()})
         bank = GateBank(gates, readers, slots)
         self._dispatch = Dispatch(
-            layout, bank, spec.reads_input, len(experts), spec.preview, features, calls
+            layout, bank, spec.reads_input, self.names, spec.preview, features, calls
         )
         # In a plain dict: the model registers the layers, the handle must not do it again.
         self.layers: Mapping[str, MixtureLayer] = layers
@@ -85,6 +91,42 @@ class Mixture(nn.Module):
     def wire(self, model: nn.Module) -> None:
         """Put the mixture layers into the model, hook the gates in, freeze the base."""
         self._wiring = Wiring(model, self, self.layers, self._dispatch)
+        self.train(model.training)
+
+    @property
+    def digests(self) -> tuple[str, ...]:
+        """A hash of each expert's factors, as they are now."""
+        if self.learning is None:
+            return self._digests
+        return tuple(expert.digest for expert in self.experts())
+
+    def experts(self) -> list[Expert]:
+        """The experts as they are now, in order; copies where they learn."""
+        return [
+            Expert(
+                name,
+                {
+                    path: factors
+                    for path, layer in self.layers.items()
+                    if (factors := layer.factors(place)) is not None
+                },
+            )
+            for place, name in enumerate(self.names)
+        ]
+
+    def parameters_of_experts(self) -> dict[str, nn.Parameter]:
+        """What experts that learn have to learn, by layer and factor."""
+        return {
+            f"{path}.{name}": parameter
+            for path, layer in self.layers.items()
+            for name, parameter in layer.named_parameters(recurse=False)
+        }
+
+    def train(self, mode: bool = True) -> "Mixture":
+        """Gates and experts in training, or not; the base stays in the mode that it is in."""
+        for layer in self.layers.values():
+            layer.training = mode
+        return super().train(mode)
 
     def _weights_of(self, path: str, rows: int) -> Chosen | None:
         return self._dispatch.weights_of(path, rows)

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mole_vl.fanned import Fanned
 from mole_vl.gates import GateOutput
 
 # Key of pinned weights that serve every site.
@@ -98,7 +99,8 @@ class Pass:
 
     `held` is what earlier forwards left when this one began: a part of it that runs again during
     backward computes anew what it computed the first time. `features`, (rows, width), are what the
-    model was told in this forward, where its gates are conditioned on it.
+    model was told in this forward, where its gates are conditioned on it. `fanned` is what the
+    feed-forwards in progress read, by site. What runs again has its own, `replayed` and `refanned`.
     """
 
     conditions: Conditions
@@ -110,6 +112,8 @@ class Pass:
     features: Tensor | None = None
     results: dict[str, GateOutput] = field(default_factory=dict)
     replayed: dict[str, GateOutput] = field(default_factory=dict)
+    fanned: dict[str, Fanned] = field(default_factory=dict)
+    refanned: dict[str, Fanned] = field(default_factory=dict)
 
 
 def replaying() -> bool:

@@ -74,13 +74,15 @@ def in_order(weights: Tensor, places: Tensor | None, experts: int) -> Tensor:
 
     Args:
         weights: (..., K).
-        places: Which expert each is for, (..., K); None where all stand in order.
+        places: Which expert each is for, (..., K), below 0, with weight 0, for nobody; None where
+            all stand in order.
         experts: E.
     """
     if places is None:
         return weights
     every = weights.new_zeros(*weights.shape[:-1], experts)
-    return torch.scatter(every, -1, places, weights)
+    # A sum: what is nobody's adds its zero to the first.
+    return torch.scatter_add(every, -1, places.clamp_min(0), weights)
 
 
 def expand(weights: Tensor, segments: Tensor, scales: Tensor) -> Tensor:

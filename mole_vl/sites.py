@@ -10,21 +10,26 @@
 - preview: the whole model; the base runs first, alone or under the experts' average, up to the
   block whose input the gate reads, then the whole model with the weights found (X-LoRA's two
   passes, the first cut short).
+- feedforward: each feed-forward of a block; it reads the feed-forward's input, and each position
+  runs the whole of it once for each of its experts (MixLoRA). What lies outside of all of them
+  shares a gate that reads nothing.
 
 A matrix outside every block is its own site, but where one gate serves the whole model.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 from torch import nn
 
 from mole_vl.faults import at_least, one_of, refuse
+from mole_vl.feedforward import FeedForward, feed_forwards
 
-SiteKind = Literal["matrix", "layer", "block", "network", "preview"]
+SiteKind = Literal["matrix", "layer", "block", "network", "preview", "feedforward"]
 NETWORK = "network"
 BELOW = "below"
+REST = "rest"
 
 
 @dataclass(frozen=True)
@@ -32,12 +37,14 @@ class Site:
     """Layers that share a gate.
 
     Args:
-        name: The path of the module that the gate belongs to, `network`, or `below`.
+        name: The path of the module that the gate belongs to, `network`, `below`, or `rest`.
         entry: The path of the module whose input the gate reads; None if it runs too early to
             read anything.
         width: Width of that input.
         matrices: Paths of the layers that share the result.
         features: Width of what the model itself is told and the gate reads too; 0 for nothing.
+        experts: Names of the experts that change any of its layers.
+        feedforward: The module that runs once for each expert; None for a layer mixture.
     """
 
     name: str
@@ -45,6 +52,8 @@ class Site:
     width: int
     matrices: tuple[str, ...]
     features: int = 0
+    experts: tuple[str, ...] = ()
+    feedforward: FeedForward | None = None
 
 
 @dataclass(frozen=True)
@@ -67,6 +76,20 @@ class Layout:
         """The same sites, their gates conditioned on features of this width."""
         sites = tuple(replace(site, features=features) for site in self.sites)
         return replace(self, sites=sites)
+
+    def staffed(self, experts: Mapping[str, Collection[str]]) -> "Layout":
+        """The same sites, with their experts.
+
+        Args:
+            experts: The layers that each expert changes, by its name.
+        """
+
+        def own(site: Site) -> tuple[str, ...]:
+            return tuple(
+                n for n, paths in experts.items() if not set(site.matrices).isdisjoint(paths)
+            )
+
+        return replace(self, sites=tuple(replace(site, experts=own(site)) for site in self.sites))
 
 
 def find_sites(
@@ -107,6 +130,8 @@ def find_sites(
         raise ValueError(f"blocks: the model has no module {', '.join(strange[:3])}")
     if kind in ("network", "preview"):
         return Layout(kind, after, _whole(kind, matrices, blocks, after), tuple(blocks))
+    if kind == "feedforward":
+        return Layout(kind, after, _feed_forwards(model, matrices, blocks), tuple(blocks))
     if kind in {"layer", "block"} and not any(_block_of(path, blocks) for path in matrices):
         raise ValueError(
             f"site {kind!r}: none of the layers that carry experts lies in a block; hand the "
@@ -121,6 +146,30 @@ def find_sites(
         width = matrices[owner] if owner in matrices or block is None else blocks[block]
         sites.append(Site(owner, owner, width, tuple(members)))
     return Layout(kind, after, tuple(sites), tuple(blocks))
+
+
+def _feed_forwards(
+    model: nn.Module, matrices: Mapping[str, int], blocks: Mapping[str, int]
+) -> tuple[Site, ...]:
+    found = feed_forwards(model, matrices, blocks)
+    if not found:
+        raise ValueError(
+            "site 'feedforward': none of the layers that carry experts lies in a feed-forward, a "
+            "module inside a block that maps each position alone and whose last linear layer "
+            "writes its output; hand the model's blocks to `blocks`, or use site 'matrix'"
+        )
+    sites = [
+        Site(
+            own.path,
+            own.path,
+            own.width,
+            tuple(path for path in matrices if found.get(path) is own),
+            feedforward=own,
+        )
+        for own in dict.fromkeys(found.values())
+    ]
+    rest = tuple(path for path in matrices if path not in found)
+    return (*sites, Site(REST, None, sites[0].width, rest)) if rest else tuple(sites)
 
 
 def blocks_of(

@@ -80,4 +80,4 @@ class Slots:
             weights = weights.expand(len(filled), -1)
         fill = (1,) * (weights.dim() - 2)
         places = filled.to(weights.device).view(len(filled), *fill, -1).expand(weights.shape)
-        return GateOutput(weights, places, output.logits)
+        return GateOutput(weights, places, output.logits, slots=True)

@@ -1,11 +1,12 @@
 """Mixtures in which each row, or each position, has few of many experts: cost follows K, not E.
 
 Pure functions beside `plans.dense`, equal to it in value and in every gradient. Shape legend:
-n positions, r rows, i in_features, o out_features, R rank summed over experts, E experts, K chosen
-ones.
+n positions, m positions times their experts, r rows, i in_features, o out_features, R rank summed
+over experts, E experts, K chosen ones.
 """
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -16,41 +17,92 @@ _GROUPED = (torch.float32, torch.float16, torch.bfloat16)
 _STRIDE = 16
 
 
+class Groups(NamedTuple):
+    """Positions by the experts that they go to: all of the first expert, then of the second.
+
+    Args:
+        places: Which position each is, (m,); one that goes to several experts stands once for each.
+        ends: Behind the last one of each expert, (E,).
+        weights: What each is weighed by, (m, 1).
+    """
+
+    places: Tensor
+    ends: Tensor
+    weights: Tensor
+
+    @classmethod
+    def of(cls, weights: Tensor, chosen: Tensor, experts: int) -> "Groups":
+        """Group positions.
+
+        Args:
+            weights: Of each position's experts, (..., K).
+            chosen: Which experts, (..., K), none twice at one position; below 0 for nobody.
+            experts: E.
+        """
+        flat = chosen.flatten()
+        counts = torch.bincount(flat.clamp_min(-1) + 1, minlength=experts + 1)
+        order = flat.argsort(stable=True)[int(counts[0]) :]
+        places, ends = order // chosen.shape[-1], counts[1:].cumsum(0)
+        return cls(places, ends, weights.reshape(-1, 1)[order])
+
+
 def sparse(
     x: Tensor, a: Tensor, b: Tensor, weights: Tensor, chosen: Tensor, ranks: Sequence[int]
 ) -> Tensor:
     """Each position's few experts: `sum_k w_k B_e(k) (A_e(k) x)`, positions grouped by expert.
-
-    One grouped product for each factor where torch has one for such shapes (equal ranks, strides of
-    16 bytes); otherwise a product for each expert that was chosen, over its own positions.
 
     Args:
         x: Layer input, (..., i).
         a: Stacked down projections, (R, i).
         b: Stacked up projections, (o, R).
         weights: Of each chosen expert, its scale included, (..., K).
-        chosen: Which experts, (..., K); none twice at one position.
+        chosen: Which experts, (..., K); none twice at one position, below 0 for nobody.
         ranks: Each expert's rank, 0 for one that leaves the layer alone.
 
     Returns:
         The update of the layer's output, (..., o).
     """
     positions_ni = x.to(a.dtype).reshape(-1, x.shape[-1])
-    experts = chosen.flatten()
-    order = experts.argsort(stable=True)
-    place = order // chosen.shape[-1]
-    ends = torch.bincount(experts, minlength=len(ranks)).cumsum(0)
-    weights_n1 = weights.reshape(-1, 1)[order].to(a.dtype)
+    groups = Groups.of(weights.to(a.dtype), chosen, len(ranks))
+    parts_mo = products(positions_ni[groups.places], a, b, groups.weights, groups.ends, ranks)
+    y = parts_mo.new_zeros(len(positions_ni), b.shape[0]).index_add(0, groups.places, parts_mo)
+    return y.view(*x.shape[:-1], b.shape[0])
+
+
+def products(
+    x: Tensor, a: Tensor, b: Tensor, weights: Tensor, ends: Tensor, ranks: Sequence[int]
+) -> Tensor:
+    """`w B_e (A_e x)` of inputs that are grouped by expert.
+
+    One grouped product for each factor where torch has one for such shapes (equal ranks, strides of
+    16 bytes); otherwise a product for each expert that was chosen, over its own inputs.
+
+    Args:
+        x: Inputs, those of one expert behind those of the one before, (m, i), of a's type.
+        a: Stacked down projections, (R, i).
+        b: Stacked up projections, (o, R).
+        weights: Of each input, (m, 1), of a's type.
+        ends: Behind the last input of each expert, (E,).
+        ranks: Each expert's rank, 0 for one that leaves the layer alone.
+
+    Returns:
+        (m, o).
+    """
     if _groupable(a, b, ranks):
         down = a.view(len(ranks), -1, a.shape[1]).transpose(1, 2)
         up = b.T.reshape(len(ranks), -1, b.shape[0])
         offsets = ends.int()
-        hidden = F.grouped_mm(positions_ni[place], down, offs=offsets) * weights_n1
-        parts = F.grouped_mm(hidden, up, offs=offsets)
-    else:
-        place, parts = _segments(positions_ni, a, b, weights_n1, place, ends, ranks)
-    y = parts.new_zeros(len(positions_ni), b.shape[0]).index_add(0, place, parts)
-    return y.view(*x.shape[:-1], b.shape[0])
+        return F.grouped_mm(F.grouped_mm(x, down, offs=offsets) * weights, up, offs=offsets)
+    # None at all, to begin with: gradients of zero reach everything, whoever is chosen.
+    parts = [F.linear(F.linear(x[:0], a) * weights[:0], b)]
+    rank = start = 0
+    for width, end in zip(ranks, ends.tolist(), strict=True):
+        if end > start:
+            own = slice(rank, rank + width)
+            hidden = F.linear(x[start:end], a[own]) * weights[start:end]
+            parts.append(F.linear(hidden, b[:, own]))
+        rank, start = rank + width, end
+    return torch.cat(parts)
 
 
 def _groupable(a: Tensor, b: Tensor, ranks: Sequence[int]) -> bool:
@@ -58,29 +110,6 @@ def _groupable(a: Tensor, b: Tensor, ranks: Sequence[int]) -> bool:
     strides = (rank * size, a.shape[1] * size, b.shape[0] * size)
     aligned = not any(stride % _STRIDE for stride in strides)
     return a.dtype in _GROUPED and rank > 0 and len(set(ranks)) == 1 and aligned
-
-
-def _segments(
-    x: Tensor,
-    a: Tensor,
-    b: Tensor,
-    weights: Tensor,
-    place: Tensor,
-    ends: Tensor,
-    ranks: Sequence[int],
-) -> tuple[Tensor, Tensor]:
-    """What each chosen expert adds, and to which positions."""
-    # None at all, to begin with: gradients of zero reach everything, whoever is chosen.
-    none = F.linear(F.linear(x[place[:0]], a) * weights[:0], b)
-    whose, parts, rank, start = [place[:0]], [none], 0, 0
-    for width, end in zip(ranks, ends.tolist(), strict=True):
-        if width and end > start:
-            own = slice(rank, rank + width)
-            hidden = F.linear(x[place[start:end]], a[own]) * weights[start:end]
-            whose.append(place[start:end])
-            parts.append(F.linear(hidden, b[:, own]))
-        rank, start = rank + width, end
-    return torch.cat(whose), torch.cat(parts)
 
 
 def per_sample(
@@ -93,7 +122,7 @@ def per_sample(
         a: Stacked down projections, (R, i).
         b: Stacked up projections, (o, R).
         weights: Of each row's experts, their scales included, (r, K).
-        chosen: Which experts, (r, K).
+        chosen: Which experts, (r, K); below 0, with weight 0, for nobody.
         ranks: Each expert's rank, 0 for one that leaves the layer alone.
 
     Returns:
@@ -101,6 +130,7 @@ def per_sample(
     """
     sizes = torch.tensor(ranks, device=chosen.device)
     steps = torch.arange(max(ranks), device=chosen.device)
+    chosen = chosen.clamp_min(0)
     own = sizes[chosen].unsqueeze(-1)
     # Beyond a small expert's own rank stands any other, at weight zero.
     places = ((sizes.cumsum(0) - sizes)[chosen].unsqueeze(-1) + steps).clamp_max(len(a) - 1)

@@ -19,10 +19,14 @@ _KNOWN = {
         gates.MoLE,
         gates.Phatgoose,
         gates.Responses,
+        gates.Router,
         gates.ScaledSoftmax,
         gates.Sigmoid,
         gates.Softmax,
         gates.Sum,
+        gates.Switch,
+        gates.TopK,
+        gates.TopP,
         gates.Usefulness,
     )
 }

@@ -41,7 +41,9 @@ class Wiring:
         for path, layer in layers.items():
             put_module(model, path, layer)
         self._hooks = dispatch.attach(model)
-        model.requires_grad_(False)
+        for name, parameter in model.named_parameters():
+            owner = name.rpartition(".")[0]
+            parameter.requires_grad_(owner in layers)
         for name in _PAST_FORWARD:
             if hasattr(model, name):
                 setattr(model, name, partial(_refuse, name))
@@ -50,7 +52,12 @@ class Wiring:
     def base_state_dict(self) -> dict[str, Tensor]:
         """The base model's own state under its own keys."""
         state = self.model.state_dict()
-        return {key: value for key, value in state.items() if not key.startswith(f"{ATTRIBUTE}.")}
+        own = {f"{path}.{name}" for path, layer in self._layers.items() for name in layer.own_names}
+        return {
+            key: value
+            for key, value in state.items()
+            if not key.startswith(f"{ATTRIBUTE}.") and key not in own
+        }
 
     def check_foldable(self) -> None:
         """Raise ValueError or RuntimeError where a sum must not be folded into the base."""

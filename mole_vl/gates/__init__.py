@@ -16,12 +16,19 @@ from mole_vl.gates.normalisers import (
     Sigmoid as Sigmoid,
     Softmax as Softmax,
 )
-from mole_vl.gates.output import GateOutput as GateOutput
+from mole_vl.gates.output import NOBODY as NOBODY, GateOutput as GateOutput
 from mole_vl.gates.phatgoose import (
     Phatgoose as Phatgoose,
     Usefulness as Usefulness,
     UsefulnessGate as UsefulnessGate,
     take_directions as take_directions,
+)
+from mole_vl.gates.router import (
+    Choice as Choice,
+    Router as Router,
+    Switch as Switch,
+    TopK as TopK,
+    TopP as TopP,
 )
 from mole_vl.gates.scores import (
     Free as Free,

@@ -23,12 +23,14 @@ class GateInput:
         kept: Experts that are not masked out, (E,) bool; None for all.
         features: What the model itself was told of each row, (rows, features); None for a site
             without.
+        real: Positions that are no padding, (rows, positions) bool; None for all.
     """
 
     x: Tensor | None
     pool: Tensor | None = None
     kept: Tensor | None = None
     features: Tensor | None = None
+    real: Tensor | None = None
 
 
 class Gate(nn.Module):
