@@ -9,7 +9,7 @@ from torch import Tensor
 
 from mole_vl.experts import Expert, Factors
 from mole_vl.faults import at_least, refuse
-from mole_vl.losses import real_positions
+from mole_vl.losses import real_positions, weights_of_all
 from mole_vl.lowrank import product_svd
 from mole_vl.mixture import Mixture
 from mole_vl.passes import Record
@@ -40,7 +40,7 @@ def mean_weights(records: Sequence[Record]) -> dict[str, Tensor]:
     Raises:
         ValueError: Nothing was recorded, or the weights of slots.
     """
-    if any(record.output.experts is not None for record in records):
+    if any(record.output.slots for record in records):
         raise ValueError("mean_weights: these gates weigh slots, whose experts change by row")
     if not records:
         raise ValueError("no gate result was recorded: run the model inside record()")
@@ -53,7 +53,7 @@ def site_means(records: Sequence[Record]) -> dict[str, Tensor]:
     sums: dict[str, Tensor] = {}
     counts: dict[str, Tensor] = {}
     for record in records:
-        weights, real = real_positions(record, record.output.weights)
+        weights, real = real_positions(record, weights_of_all(record))
         weights = weights * record.strength
         total = weights.reshape(-1, weights.shape[-1]).sum(0)
         sums[record.site] = sums.get(record.site, torch.zeros_like(total)) + total

@@ -132,7 +132,7 @@ def find_sites(
         return Layout(kind, after, _whole(kind, matrices, blocks, after), tuple(blocks))
     if kind == "feedforward":
         return Layout(kind, after, _feed_forwards(model, matrices, blocks), tuple(blocks))
-    if kind in {"layer", "block"} and not any(_block_of(path, blocks) for path in matrices):
+    if kind in {"layer", "block"} and not any(block_of(path, blocks) for path in matrices):
         raise ValueError(
             f"site {kind!r}: none of the layers that carry experts lies in a block; hand the "
             "model's blocks to `blocks`, or use site 'matrix'"
@@ -142,7 +142,7 @@ def find_sites(
         groups.setdefault(_owner(kind, path, known, blocks), []).append(path)
     sites = []
     for owner, members in groups.items():
-        block = _block_of(owner, blocks)
+        block = block_of(owner, blocks)
         width = matrices[owner] if owner in matrices or block is None else blocks[block]
         sites.append(Site(owner, owner, width, tuple(members)))
     return Layout(kind, after, tuple(sites), tuple(blocks))
@@ -187,7 +187,7 @@ def blocks_of(
 def _whole(
     kind: SiteKind, matrices: Mapping[str, int], blocks: Mapping[str, int], after: int
 ) -> tuple[Site, ...]:
-    held = {_block_of(path, blocks) for path in matrices}
+    held = {block_of(path, blocks) for path in matrices}
     carrying = [block for block in blocks if block in held]
     if not carrying:
         raise ValueError(
@@ -202,20 +202,20 @@ def _whole(
     early, entry = set(carrying[:after]), carrying[after]
     if kind == "preview":
         return (Site(NETWORK, entry, blocks[entry], tuple(matrices)),)
-    below = tuple(path for path in matrices if _block_of(path, blocks) in early)
+    below = tuple(path for path in matrices if block_of(path, blocks) in early)
     rest = tuple(path for path in matrices if path not in set(below))
     network = Site(NETWORK, entry, blocks[entry], rest)
     return (Site(BELOW, None, blocks[carrying[0]], below), network) if below else (network,)
 
 
-def _block_of(path: str, blocks: Iterable[str]) -> str | None:
+def block_of(path: str, blocks: Iterable[str]) -> str | None:
     """The nearest block that is the module itself or an ancestor of it."""
     found = [block for block in blocks if path == block or path.startswith(f"{block}.")]
     return max(found, key=len, default=None)
 
 
 def _owner(kind: str, path: str, known: Mapping[str, nn.Module], blocks: Iterable[str]) -> str:
-    block = _block_of(path, blocks)
+    block = block_of(path, blocks)
     if kind == "matrix" or block is None:
         return path
     if kind == "block":

@@ -12,6 +12,7 @@ _KNOWN = {
     for kind in (
         gates.Arrow,
         gates.Average,
+        gates.BySite,
         gates.Constants,
         gates.Free,
         gates.Hidden,

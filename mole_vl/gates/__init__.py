@@ -1,6 +1,7 @@
 """Gates: one file each; scores and normalisers are their parts."""
 
 from mole_vl.gates.arrow import Arrow as Arrow
+from mole_vl.gates.by_site import BySite as BySite
 from mole_vl.gates.constants import (
     Average as Average,
     ConstantGate as ConstantGate,

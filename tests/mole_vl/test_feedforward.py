@@ -191,7 +191,13 @@ TWO: Choice = TopK(k=2)
 LEARNING: Learning | None = Learning()
 
 
-def mixed(kind, choice=TWO, learning=LEARNING, leave_out=(), ranks=(4, 4, 4, 4)):
+def mixed(
+    kind,
+    choice: Choice = TWO,
+    learning: Learning | None = LEARNING,
+    leave_out=(),
+    ranks=(4, 4, 4, 4),
+):
     net = Net(KINDS[kind]).eval()
     experts = family(net, kind, ranks=ranks, leave_out=leave_out)
     mixture = mix(
