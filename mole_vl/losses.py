@@ -1,15 +1,20 @@
 """Losses on gate results: pure functions of what `record()` lists."""
 
-from collections.abc import Callable, Hashable, Sequence
+import math
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from typing import TypeAlias
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mole_vl.gates import NOBODY
+from mole_vl.gates import NOBODY, GateOutput
 from mole_vl.passes import Record
 from mole_vl.plans import in_order
 from mole_vl.processes import sum_over_processes
+
+Added: TypeAlias = Callable[[Sequence[Record]], Mapping[str, tuple[Tensor, float]]]
+"""What a mixture adds to the loss of a forward whose gates said this: by name, value and factor."""
 
 
 def mean_shares(records: Sequence[Record]) -> Tensor:
@@ -91,16 +96,10 @@ def load_balance(
 def _group_balance(records: Sequence[Record], by_choice: bool) -> Tensor:
     chosen = shares = count = torch.zeros(())
     for record in records:
-        output = record.output
-        assert output.experts is not None
-        experts = output.logits.shape[-1]
-        picked = F.one_hot(output.experts.clamp_min(0), experts) * (
-            output.experts != NOBODY
-        ).unsqueeze(-1)
-        picks, real = real_positions(record, picked.sum(-2).float())
-        probable, _ = real_positions(record, output.logits.softmax(-1))
-        chosen = chosen + picks.reshape(-1, experts).sum(0)
-        shares = shares + probable.reshape(-1, experts).sum(0)
+        picks, real = real_positions(record, picked(record.output))
+        probable, _ = real_positions(record, record.output.logits.softmax(-1))
+        chosen = chosen + picks.reshape(-1, picks.shape[-1]).sum(0)
+        shares = shares + probable.reshape(-1, picks.shape[-1]).sum(0)
         count = count + real.sum()
     # The counts are whole numbers, and carry no gradient.
     chosen, shares, count = (sum_over_processes(one) for one in (chosen, shares, count))
@@ -122,6 +121,39 @@ def z_loss(records: Sequence[Record]) -> Tensor:
         size, real = real_positions(record, record.output.logits.logsumexp(-1, keepdim=True))
         total, count = total + size.square().sum(), count + real.sum()
     return sum_over_processes(total) / sum_over_processes(count)
+
+
+def balanced(factor: float) -> Added:
+    """What MoLE's balance loss adds; nothing at factor 0."""
+    return lambda records: {"balance": (balance(records), factor)} if factor else {}
+
+
+@torch.no_grad()
+def load_entropy(records: Sequence[Record]) -> Tensor:
+    """How evenly the routers' choices fall on their experts: 1 for all alike, 0 for one alone.
+
+    The entropy of the choices at real positions over log E, in the mean over routers with several
+    experts.
+
+    Raises:
+        ValueError: No router spoke.
+    """
+    found = []
+    for record in _of_routers(records):
+        picks, _ = real_positions(record, picked(record.output))
+        counts = sum_over_processes(picks.reshape(-1, picks.shape[-1]).sum(0))
+        here = record.output.logits.isfinite().reshape(-1, len(counts)).any(0)
+        often = (counts / counts.sum())[here]
+        if len(often) > 1:
+            found.append(-torch.special.xlogy(often, often).sum() / math.log(len(often)))
+    return torch.stack(found).mean() if found else torch.ones(())
+
+
+def picked(output: GateOutput) -> Tensor:
+    """Which experts a router chose, (..., E), 1 or 0."""
+    assert output.experts is not None
+    one = F.one_hot(output.experts.clamp_min(0), output.logits.shape[-1])
+    return (one * (output.experts != NOBODY).unsqueeze(-1)).sum(-2).float()
 
 
 def _of_routers(records: Sequence[Record]) -> list[Record]:

@@ -9,7 +9,7 @@ from transformers import PreTrainedModel
 
 from mole_vl import Mixture
 from mole_vl.layers import layer_shapes
-from mole_vl.losses import balance
+from mole_vl.losses import Added
 from mole_vl.sites import blocks_of
 from mole_vl.training import Term
 from nlp.around import Around, ExtraTerms
@@ -31,7 +31,7 @@ def _width(block: nn.Module) -> int:
     return next((shape[1] for shape in layer_shapes(block).values() if len(shape) == 2), 0)
 
 
-def bound(mixture: Mixture, *, balance_weight: float = 0.0) -> Around:
+def bound(mixture: Mixture, added: Added | None = None) -> Around:
     """A language task's seam to a mixture.
 
     Gates over rows pool the real tokens of the prompt alone and hold for the whole answer, so no
@@ -40,7 +40,7 @@ def bound(mixture: Mixture, *, balance_weight: float = 0.0) -> Around:
 
     Args:
         mixture: The mixture of the model that runs inside.
-        balance_weight: Factor of the balance loss; at 0 there is no such term.
+        added: What the gates' results add to the loss, such as `mole_vl.losses.balanced(0.1)`.
     """
 
     @contextmanager
@@ -56,9 +56,11 @@ def bound(mixture: Mixture, *, balance_weight: float = 0.0) -> Around:
             mixture.preview(**_inputs(mixture.model, read))
 
             def terms() -> dict[str, Term]:
-                if not balance_weight:
-                    return {}
-                return {"balance": Term(balance(records), balance_weight, per_unit=False)}
+                found = added(records) if added else {}
+                return {
+                    name: Term(value, factor, per_unit=False)
+                    for name, (value, factor) in found.items()
+                }
 
             yield terms
 

@@ -16,6 +16,7 @@ from mole_vl.experts import check_names
 from mole_vl.faults import at_least, refuse
 from mole_vl.files import new_file
 from mole_vl.gates import GateSpec
+from mole_vl.losses import balanced
 from mole_vl.sites import SiteKind
 from mole_vl.training import Task
 from nlp.adapter import blocks, bound
@@ -125,7 +126,7 @@ class MixedText(Domain):
             self.train_rows,
             pad=self.tokenizer.pad_token_id,
             parameters=gate_parameters({"model": self.mixture}),
-            around=bound(self.mixture, balance_weight=balance),
+            around=bound(self.mixture, balanced(balance)),
         )
 
     def hits(self, names: Sequence[str] | None = None) -> dict[str, list[bool]]:

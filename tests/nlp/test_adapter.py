@@ -18,6 +18,7 @@ from mole_vl.gates import (
     Sigmoid,
     Softmax,
 )
+from mole_vl.losses import balanced
 from mole_vl.training import Term
 from nlp.adapter import blocks, bound
 from nlp.data import EncodedRow, TextRow, collate, collate_prompts
@@ -190,7 +191,7 @@ def test_every_term_of_the_loss_moves_every_gate():
     parameters = dict(mixture.gates.named_parameters())
     rows = [row(sample(i, 4), [*sample(5 + i, 3), 2]) for i in range(4)]
     task = LanguageTask(
-        model, rows, pad=0, parameters=parameters, around=bound(mixture, balance_weight=0.1)
+        model, rows, pad=0, parameters=parameters, around=bound(mixture, balanced(0.1))
     )
     terms = task.losses(collate(rows, 0))
     assert terms.keys() == {"lm", "balance"}

@@ -5,6 +5,7 @@ import torch
 
 from mole_vl import mix
 from mole_vl.gates import Hidden, MoLE
+from mole_vl.losses import balanced
 from mole_vl.training.choice import asked
 from nlp.adapter import blocks, bound
 from nlp.answers import answers, log_likelihood
@@ -115,7 +116,7 @@ def test_gates_learn(family, site):
     parameters = dict(mixture.gates.named_parameters())
     rows = rows_of(3, 7, 5, 4)
     task = LanguageTask(
-        model, rows, pad=0, parameters=parameters, around=bound(mixture, balance_weight=0.1)
+        model, rows, pad=0, parameters=parameters, around=bound(mixture, balanced(0.1))
     )
     for name, term in task.losses(form_of(model).rows(rows, 0)).items():
         grads = torch.autograd.grad(term.value, list(parameters.values()), retain_graph=True)

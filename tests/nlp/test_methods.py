@@ -2,6 +2,7 @@
 
 import copy
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -23,7 +24,8 @@ MLP = ("gate_proj", "up_proj", "down_proj")
 MIXLORA = MixLoRA(
     experts=4, choice=TopK(k=2), form=Form(rank=4, alpha=8), dropout=0.0, spread=1.0, balance=0.5
 )
-MOLA = MoLA(experts=(2, 4), top_k=(1, 3), rank=(2, 4), alpha=8, dropout=0.0, balance=0.5)
+EXPERTS, TOP_K, RANK = (2, 4), (1, 3), (2, 4)
+MOLA = MoLA(experts=EXPERTS, top_k=TOP_K, rank=RANK, alpha=8, dropout=0.0, balance=0.5)
 
 
 class Loop(nn.Module):
@@ -98,7 +100,7 @@ def pairs_of(layer):
     return found
 
 
-def loops_of_mixlora(mixture):
+def loops_of_mixlora(mixture) -> Any:
     """A copy of the base under loops."""
     model = tiny_model()
     for number, block in enumerate(model.model.layers):
@@ -116,7 +118,7 @@ def loops_of_mixlora(mixture):
     return model
 
 
-def loops_of_mola(mixture):
+def loops_of_mola(mixture) -> Any:
     model = tiny_model()
     for number, block in enumerate(model.model.layers):
         for part, names in (("self_attn", ATTENTION), ("mlp", MLP)):
@@ -127,9 +129,9 @@ def loops_of_mola(mixture):
                 loop = Loop(
                     getattr(owner, name),
                     pairs_of(mixture.layers[path]),
-                    8 / MOLA.rank[number],
+                    8 / RANK[number],
                     router,
-                    MOLA.top_k[number],
+                    TOP_K[number],
                 )
                 setattr(owner, name, loop)
     return model
@@ -176,7 +178,7 @@ def scored(model):
     ].mean()
 
 
-def compared(method, loops, aux, training):
+def compared(method, loops, aux, training) -> Any:
     """Loss and gradients of a mixture and of its loops, by parameter."""
     model, mixture = lively(method)
     plain = loops(mixture)
@@ -229,7 +231,7 @@ def test_mola_is_its_loop_with_other_experts_in_each_layer(training):
     def aux(plain):
         return sum(
             even([s for loop in loops(block) for s in real_of(loop.seen)], experts, by_choice=True)
-            for block, experts in zip(plain.model.layers, MOLA.experts, strict=True)
+            for block, experts in zip(plain.model.layers, EXPERTS, strict=True)
         )
 
     mixture, plain = compared(MOLA, loops_of_mola, aux, training)

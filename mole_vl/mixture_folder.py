@@ -1,0 +1,101 @@
+"""A trained mixture on disk: a PEFT folder for each expert, and its gates.
+
+    FOLDER/experts/NAME/       adapter_config.json, adapter_model.safetensors
+    FOLDER/gates/model.safetensors
+
+Each expert is an ordinary LoRA, which any tool reads by itself.
+"""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from mole_vl.calls import Calls
+from mole_vl.experts import Expert
+from mole_vl.faults import refuse, some
+from mole_vl.files import check_file, new_folder
+from mole_vl.gate_file import GateFile, load_gates, mix_from, read_gates, save_gates
+from mole_vl.mixture import Mixture
+from mole_vl.peft_folder import read_peft, write_peft
+
+_EXPERTS, _GATES = "experts", Path("gates/model.safetensors")
+
+
+def save_mixture(mixture: Mixture, folder: str | Path, base: str | None = None) -> None:
+    """Write a mixture's experts and gates, in one rename; an older folder there is replaced.
+
+    Args:
+        mixture: The mixture.
+        folder: Where to.
+        base: The base's name, which the experts' folders tell.
+    """
+    with new_folder(Path(folder)) as partial:
+        for expert in mixture.experts():
+            write_peft(replace(expert, base=base), partial / _EXPERTS / expert.name)
+        save_gates(mixture, partial / _GATES)
+
+
+def mix_saved(
+    model: nn.Module,
+    folder: str | Path,
+    *,
+    blocks: Mapping[str, int],
+    calls: Calls | None = None,
+) -> Mixture:
+    """Mix a model as a folder says, its experts frozen.
+
+    Args:
+        model: The base.
+        folder: What `save_mixture` wrote.
+        blocks: As for `mole_vl.mix`.
+        calls: As for `mole_vl.mix`.
+
+    Raises:
+        FileNotFoundError: The folder holds no mixture, or lacks an expert.
+        ValueError: It is damaged, or was made for another base.
+    """
+    found, experts = _read(Path(folder))
+    return mix_from(model, experts, found.source, blocks=blocks, calls=calls)
+
+
+@torch.no_grad()
+def take_saved(mixture: Mixture, folder: str | Path) -> None:
+    """Put what a folder holds into a mixture whose experts learn: the training goes on from there.
+
+    Raises:
+        FileNotFoundError: The folder holds no mixture, or lacks an expert.
+        ValueError: It holds other experts, or experts of other forms; nothing is changed then.
+    """
+    found, experts = _read(Path(folder))
+    if found.names != mixture.names:
+        raise ValueError(
+            f"{folder} holds {len(found.names)} experts ({some(found.names)}), and this mixture "
+            f"has {len(mixture.names)} ({some(mixture.names)}): a saved mixture keeps its experts; "
+            "take the settings that it was made with, or begin anew without it"
+        )
+    faults = []
+    for own, saved in zip(mixture.experts(), experts, strict=True):
+        odd = own.layers.keys() ^ saved.layers.keys()
+        faults += [f"{own.name} is not on the same layers: {some(sorted(odd))}"] if odd else []
+        faults += [
+            f"{own.name} at {path} has rank {saved.layers[path].rank} and scale "
+            f"{saved.layers[path].scale:g} there, {factors.rank} and {factors.scale:g} here"
+            for path, factors in own.layers.items()
+            if path in saved.layers
+            and (factors.rank, factors.scale) != (saved.layers[path].rank, saved.layers[path].scale)
+        ][:1]
+    refuse(str(folder), faults[:3])
+    load_gates(mixture, found)
+    for path, layer in mixture.layers.items():
+        present = [one.layers[path] for one in experts if path in one.layers]
+        layer.a.copy_(torch.cat([factors.a for factors in present]))
+        layer.b.copy_(torch.cat([factors.b for factors in present], 1))
+
+
+def _read(folder: Path) -> tuple[GateFile, list[Expert]]:
+    check_file("mixture", folder / _GATES, "the gates of a mixture that was trained and saved")
+    found = read_gates(folder / _GATES)
+    return found, [read_peft(folder / _EXPERTS / name) for name in found.names]
