@@ -207,6 +207,11 @@ def _check_write(
         f"{path} is not .safetensors, kohya's one file" if form == "kohya" and not single else None,
         f"{path} is a file, expected a folder" if form == "peft" and single else None,
         *(
+            f"{component} is a DoRA, which is written in peft's format alone"
+            for component, expert in experts.items()
+            if form != "peft" and any(f.magnitude is not None for f in expert.layers.values())
+        ),
+        *(
             f"metadata holds {key!r}, which the file's own header has"
             for key in ("format", LORA_ADAPTER_METADATA_KEY)
             if key in metadata

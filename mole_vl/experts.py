@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import torch
@@ -13,18 +13,20 @@ from mole_vl.faults import plain_word, refuse, some
 
 @dataclass(frozen=True)
 class Factors:
-    """One layer's low-rank update, Delta-W = scale * b @ a.
+    """One layer's low-rank update, Delta-W = scale * b @ a; of a DoRA, its part.
 
     Args:
         a: Down projection, (rank, in_features); of a convolution, (rank, in_channels, h, w), a
             convolution itself whose kernel is the layer's.
         b: Up projection, (out_features, rank); a convolution's is one of single pixels.
         scale: alpha / rank, or alpha / sqrt(rank) for rsLoRA.
+        magnitude: Of a DoRA, the norm of each row of the changed weight, (out_features,).
     """
 
     a: Tensor
     b: Tensor
     scale: float
+    magnitude: Tensor | None = None
 
     def __post_init__(self) -> None:
         if self.a.dim() not in (2, 4) or self.b.dim() != 2 or self.a.shape[0] != self.b.shape[1]:
@@ -32,9 +34,20 @@ class Factors:
                 f"factors of shapes a {tuple(self.a.shape)}, b {tuple(self.b.shape)}: expected "
                 "(rank, in) or a convolution's (rank, in, h, w), and (out, rank)"
             )
+        if self.magnitude is not None and self.magnitude.shape != (self.b.shape[0],):
+            raise ValueError(
+                f"a magnitude of shape {tuple(self.magnitude.shape)}, expected ({self.b.shape[0]},)"
+            )
 
     def __repr__(self) -> str:
-        return f"Factors(a={tuple(self.a.shape)}, b={tuple(self.b.shape)}, scale={self.scale})"
+        dora = "" if self.magnitude is None else ", DoRA"
+        shapes = f"a={tuple(self.a.shape)}, b={tuple(self.b.shape)}"
+        return f"Factors({shapes}, scale={self.scale}{dora})"
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Down and up projection, and a DoRA's magnitude."""
+        magnitude = {} if self.magnitude is None else {"magnitude": self.magnitude}
+        return {"a": self.a, "b": self.b, **magnitude}
 
     @property
     def rank(self) -> int:
@@ -47,7 +60,15 @@ class Factors:
         return self.b.shape[0], *self.a.shape[1:]
 
     def delta(self) -> Tensor:
-        """Delta-W itself, of the layer's weight's shape, in fp32."""
+        """Delta-W itself, of the layer's weight's shape, in fp32.
+
+        Raises:
+            ValueError: A DoRA's, which is not known without the base's weight.
+        """
+        if self.magnitude is not None:
+            raise ValueError(
+                "a DoRA's Delta-W hangs on the base: mix it, and ask the layer's delta"
+            )
         return self.scale * (self.b.float() @ self.a.float().flatten(1)).view(self.shape)
 
     def fitted(self, shape: Sequence[int]) -> "Factors":
@@ -62,7 +83,7 @@ class Factors:
             return self
         if _channels(self.shape) != _channels(shape):
             raise ValueError(f"an update of shape {self.shape}, expected {tuple(shape)}")
-        return Factors(self.a.reshape(self.rank, *shape[1:]), self.b, self.scale)
+        return replace(self, a=self.a.reshape(self.rank, *shape[1:]))
 
 
 @dataclass(frozen=True)
@@ -86,7 +107,7 @@ class Expert:
         if not self.layers:
             raise ValueError(f"expert {self.name!r} from {self.source} changes no layer")
         for path, factors in self.layers.items():
-            for letter, factor in (("a", factors.a), ("b", factors.b)):
+            for letter, factor in factors.tensors().items():
                 if not factor.is_floating_point():
                     raise ValueError(
                         f"expert {self.name!r} from {self.source}: factor {letter} of {path} is "
@@ -111,7 +132,7 @@ class Expert:
             state.update(
                 f"{path} {tuple(factors.a.shape)} {factors.shape} {factors.scale!r}".encode()
             )
-            for factor in (factors.a, factors.b):
+            for factor in factors.tensors().values():
                 state.update(factor.detach().float().cpu().contiguous().numpy().tobytes())
         return state.hexdigest()
 

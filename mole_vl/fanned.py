@@ -68,6 +68,16 @@ class Fanned(NamedTuple):
         )
         return F.pad(found, (0, 0, 0, x.shape[1] - self.held)).unsqueeze(0)
 
+    def of_experts(self, values: Tensor) -> Tensor:
+        """Values of all experts (E, d) for what each of them reads, the strength in them: (m, d).
+
+        Zeros for the base.
+        """
+        own = values[torch.tensor(self.site, device=values.device)] * self.strength
+        sizes = self.groups.ends.diff(prepend=self.groups.ends.new_zeros(1))
+        size = len(self.groups.places)
+        return torch.repeat_interleave(F.pad(own, (0, 0, 0, 1)), sizes, 0, output_size=size)
+
     def summed(self, values: Tensor) -> Tensor:
         """Weighted sum of (1, m, d) over what each position has, (1, n, d)."""
         weighed = values * self.groups.weights.to(values.dtype)

@@ -12,8 +12,10 @@ from functools import partial
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mole_vl.dora import unbiased
 from mole_vl.fanned import Fanned
 from mole_vl.layers import MixtureConv2d, MixtureLayer, MixtureLinear, layer_shapes
 
@@ -41,7 +43,11 @@ class MixtureInlet(MixtureLinear):
     def fanned(self, x: Tensor, told: Fanned) -> Tensor:
         """The base's output, computed once a position, plus each expert's update: (1, m, o)."""
         y = self.base(told.x)[told.groups.places].unsqueeze(0)
-        return y + self.updates(x, told).to(y.dtype)
+        shift = self.shift()
+        update = self.updates(x, told, shift).to(y.dtype)
+        if shift is not None:
+            update = update + self.unbiased(y) * told.of_experts(shift).to(y.dtype)
+        return y + update
 
 
 class MixtureOutlet(MixtureLinear):
@@ -49,8 +55,14 @@ class MixtureOutlet(MixtureLinear):
 
     def fanned(self, x: Tensor, told: Fanned) -> Tensor:
         """The base's output of the weighed sum that it reads, plus the updates: (1, n, o)."""
+        shift = self.shift()
         y = self.base(told.summed(x))
-        return y + told.summed(self.updates(x, told)).to(y.dtype)
+        update = self.updates(x, told, shift).to(y.dtype)
+        if shift is not None:
+            # What the base says is rescaled for each expert by itself.
+            said = unbiased(self.base, x[:, : told.held]) * told.of_experts(shift)[: told.held]
+            update = update + F.pad(said, (0, 0, 0, x.shape[1] - told.held)).to(y.dtype)
+        return y + told.summed(update)
 
 
 def layer_kind(path: str, base: nn.Module, owner: FeedForward | None) -> type[MixtureLayer]:

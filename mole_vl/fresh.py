@@ -8,8 +8,10 @@ from zlib import crc32
 import torch
 from torch import nn
 
+from mole_vl.dora import row_norms
 from mole_vl.experts import Expert, Factors
 from mole_vl.faults import at_least, positive, refuse
+from mole_vl.layers import layer_shapes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,11 +22,13 @@ class Form:
         rank: Of each factor pair.
         alpha: The product B A counts alpha / rank times, or alpha / sqrt(rank) for rsLoRA.
         rslora: Whether it is an rsLoRA (arXiv 2312.03732).
+        dora: Whether it is a DoRA (arXiv 2402.09353): it learns the norms of the base's rows too.
     """
 
     rank: int = 16
     alpha: float = 32.0
     rslora: bool = False
+    dora: bool = False
 
     def __post_init__(self) -> None:
         refuse("Form", [at_least("rank", self.rank, 1), positive("alpha", self.alpha)])
@@ -36,7 +40,7 @@ class Form:
 
 
 def fresh_expert(
-    name: str, layers: Mapping[str, tuple[tuple[int, ...], Form]], *, seed: int = 0
+    name: str, model: nn.Module, forms: Mapping[str, Form], *, seed: int = 0
 ) -> Expert:
     """An expert that changes nothing yet (LoRA, arXiv 2106.09685, section 4.1).
 
@@ -45,14 +49,17 @@ def fresh_expert(
 
     Args:
         name: The expert's.
-        layers: Shape of the weight of each layer that it is to change (as
-            `mole_vl.layers.layer_shapes` tells), and the form of its factors, by path.
+        model: The model whose layers it is to change.
+        forms: The form of the factors of each of them, by path.
         seed: Of the start.
     """
-    factors = {}
-    for path, ((out, *reads), form) in layers.items():
+    factors, shapes = {}, layer_shapes(model)
+    for path, form in forms.items():
+        out, *reads = shapes[path]
         generator = torch.Generator().manual_seed(crc32(f"{name} {path}".encode()) + seed)
         a = torch.empty(form.rank, *reads)
         nn.init.kaiming_uniform_(a, a=math.sqrt(5), generator=generator)
-        factors[path] = Factors(a, torch.zeros(out, form.rank), form.scale)
+        # B is zero: the changed weight's norms are the base's own.
+        norms = row_norms(model.get_submodule(path), reads[0]).cpu() if form.dora else None
+        factors[path] = Factors(a, torch.zeros(out, form.rank), form.scale, norms)
     return Expert(name, factors)

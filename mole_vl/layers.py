@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mole_vl.dora import Rescaling
 from mole_vl.experts import Factors
 from mole_vl.fanned import Fanned
 from mole_vl.faults import refuse, share
@@ -99,6 +100,7 @@ class MixtureLayer(nn.Module):
         scales = self._exact_scales.to(weight.device)
         self.register_buffer("segments", segments, persistent=False)
         self.register_buffer("scales", scales, persistent=False)
+        self.rescaling = self._rescaling(factors, learning is not None)
         self.register_state_dict_post_hook(_own_keys)
         self.register_load_state_dict_pre_hook(_base_keys)
         self.train(base.training)
@@ -107,6 +109,12 @@ class MixtureLayer(nn.Module):
     b: Tensor
     segments: Tensor
     scales: Tensor
+
+    def _rescaling(self, factors: Sequence[Factors | None], learn: bool) -> Rescaling | None:
+        magnitudes = [None if f is None else f.magnitude for f in factors]
+        if all(magnitude is None for magnitude in magnitudes):
+            return None
+        return Rescaling(self.base, self.in_features, magnitudes, learn)
 
     @abstractmethod
     def _fitted(self, factors: Factors) -> Factors:
@@ -150,15 +158,15 @@ class MixtureLayer(nn.Module):
         weights = told.weights.to(x.device)
         experts = None if told.experts is None else told.experts.to(x.device)
         x = F.dropout(x, self.dropout, self.training)
-        return y + self._update(x, weights, experts).to(y.dtype)
+        return y + self._update(x, weights, experts, y).to(y.dtype)
 
     def fanned(self, x: Tensor, told: Fanned) -> Tensor:
         """The layer in a feed-forward that runs once for each expert: see `mole_vl.feedforward`."""
         raise AssertionError(f"{self.path} is no part of a feed-forward mixture")
 
     @abstractmethod
-    def _update(self, x: Tensor, weights: Tensor, experts: Tensor | None) -> Tensor:
-        """What the experts add to the base layer's output; arguments as of `Chosen`."""
+    def _update(self, x: Tensor, weights: Tensor, experts: Tensor | None, y: Tensor) -> Tensor:
+        """What the experts add to the base layer's output `y`; other arguments as of `Chosen`."""
 
     @abstractmethod
     def positions(self, x: Tensor) -> Tensor:
@@ -172,7 +180,7 @@ class MixtureLayer(nn.Module):
     @property
     def own_names(self) -> tuple[str, ...]:
         """Names in `state_dict` of what is not the base's: factors that learn."""
-        return tuple(name for name, _ in self.named_parameters(recurse=False))
+        return tuple(n for n, _ in self.named_parameters() if not n.startswith("base."))
 
     def factors(self, expert: int) -> Factors | None:
         """An expert's factors as they are now, copied; None where it leaves the layer alone."""
@@ -180,10 +188,19 @@ class MixtureLayer(nn.Module):
         if own.start == own.stop:
             return None
         a, b = (factor.detach().clone() for factor in (self.a[own], self.b[:, own]))
-        return Factors(a, b, float(self._exact_scales[own.start]))
+        magnitude = None if self.rescaling is None else self.rescaling.of(expert)
+        return Factors(a, b, float(self._exact_scales[own.start]), magnitude)
 
     def stacked(self, weights: Tensor) -> tuple[Tensor, Tensor]:
-        """Factors of Delta-W under constant weights (E,): a (R, ...) and b (out, R), in fp32."""
+        """Factors of Delta-W under constant weights (E,): a (R, ...) and b (out, R), in fp32.
+
+        Raises:
+            ValueError: One of the experts is a DoRA, whose Delta-W is of full rank.
+        """
+        if self.rescaling is not None:
+            raise ValueError(
+                f"{self.path}: a DoRA rescales the base's whole weight, which no low rank holds"
+            )
         rank_weights = expand(weights.float().to(self.scales.device), self.segments, self.scales)
         return self.a.float(), self.b.float() * rank_weights
 
@@ -209,39 +226,73 @@ class MixtureLinear(MixtureLayer):
     def _fitted(self, factors: Factors) -> Factors:
         return factors.fitted(factors.shape[:2])
 
-    def _update(self, x: Tensor, weights: Tensor, experts: Tensor | None) -> Tensor:
+    def _update(self, x: Tensor, weights: Tensor, experts: Tensor | None, y: Tensor) -> Tensor:
+        shift = self.shift()
+        if shift is None:
+            return self._low_rank(x, weights, experts, self.b)
+        every = align(in_order(weights, experts, len(self.ranks)), x, self.path)
+        rescaled = self.unbiased(y) * (every @ shift).to(y.dtype)
+        return self._low_rank(x, weights, experts, self.rescaled_b(shift)).to(y.dtype) + rescaled
+
+    def shift(self) -> Tensor | None:
+        """What DoRAs rescale the base's output by, less 1, (E, out); None where none is one."""
+        if self.rescaling is None:
+            return None
+        return self.rescaling(self.base, self.a, self.b, self.scales, self.segments)
+
+    def rescaled_b(self, shift: Tensor) -> Tensor:
+        """The up projections, (out, R), their rows multiplied as DoRAs do it."""
+        return self.b * (1 + shift[self.segments].T).to(self.b.dtype)
+
+    def unbiased(self, y: Tensor) -> Tensor:
+        """The base's output without its bias."""
+        return y if self.bias is None else y - self.bias
+
+    def _low_rank(self, x: Tensor, weights: Tensor, experts: Tensor | None, b: Tensor) -> Tensor:
         aligned = align(weights, x, self.path)
         if experts is None:
-            return dense(x, self.a, self.b, expand(aligned, self.segments, self.scales))
+            return dense(x, self.a, b, expand(aligned, self.segments, self.scales))
         of_expert = self.scales.new_zeros(len(self.ranks)).scatter(0, self.segments, self.scales)
         scaled = weights * of_expert[experts.clamp_min(0)]
         if weights.dim() == 2:
-            return per_sample(x, self.a, self.b, scaled, experts, self.ranks)
+            return per_sample(x, self.a, b, scaled, experts, self.ranks)
         # A layer may read more axes than its gate weighs: each place has its position's experts.
         scaled, experts = (
             align(one, x, self.path).expand(*x.shape[:-1], -1) for one in (scaled, experts)
         )
-        return sparse(x, self.a, self.b, scaled, experts, self.ranks)
+        return sparse(x, self.a, b, scaled, experts, self.ranks)
 
     def positions(self, x: Tensor) -> Tensor:
         """The input itself."""
         return x
 
     def delta(self, weights: Tensor) -> Tensor:
-        """Delta-W of constant weights (E,), lying as the base's weight does."""
-        delta = super().delta(weights)
-        return delta.T if is_transposed(self.base) else delta
+        """Delta-W of constant weights (E,), lying as the base's weight does, in fp32."""
+        turned, shift = is_transposed(self.base), self.shift()
+        if shift is None:
+            delta = super().delta(weights)
+            return delta.T if turned else delta
+        weights = weights.float().to(shift.device)
+        own = self.weight.float().T if turned else self.weight.float()
+        ranks = expand(weights, self.segments, self.scales)
+        delta = (self.rescaled_b(shift).float() * ranks) @ self.a.float()
+        delta = delta + (weights @ shift).unsqueeze(-1) * own
+        return delta.T if turned else delta
 
     @property
     def reading(self) -> Tensor:
         """The down projections, (R, in)."""
         return self.a
 
-    def updates(self, x: Tensor, told: Fanned) -> Tensor:
-        """Every expert's update of what it reads, (m, i), unweighed, (m, o)."""
+    def updates(self, x: Tensor, told: Fanned, shift: Tensor | None) -> Tensor:
+        """Every expert's update of what it reads, (1, m, i), unweighed: (1, m, o).
+
+        Of a DoRA, what its factors add; `told.of_experts(shift)` times the base's output is beside.
+        """
         x = F.dropout(x, self.dropout, self.training)
         own = self.scales.new_zeros(len(self.ranks)).scatter(0, self.segments, self.scales)
-        return told.updates(x, self.a, self.b, own, self.ranks)
+        b = self.b if shift is None else self.rescaled_b(shift)
+        return told.updates(x, self.a, b, own, self.ranks)
 
 
 class MixtureConv2d(MixtureLayer):
@@ -253,9 +304,11 @@ class MixtureConv2d(MixtureLayer):
     base: nn.Conv2d
 
     def _fitted(self, factors: Factors) -> Factors:
+        if factors.magnitude is not None:
+            raise ValueError(f"{self.path}: a DoRA of a convolution is not known here")
         return factors.fitted(self.weight.shape)
 
-    def _update(self, x: Tensor, weights: Tensor, experts: Tensor | None) -> Tensor:
+    def _update(self, x: Tensor, weights: Tensor, experts: Tensor | None, y: Tensor) -> Tensor:
         if weights.dim() > 2:
             raise ValueError(
                 f"{self.path}: its gate's weights vary by position, and a convolution mixes the "

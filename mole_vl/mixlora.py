@@ -91,11 +91,7 @@ class MixLoRA(Method):
         if rest:
             parts.append((SHARED, rest, self.shared or self.form))
         experts = [
-            fresh_expert(
-                name,
-                {path: (shape, form) for path, shape in shapes.items() if path in own},
-                seed=self.seed,
-            )
+            fresh_expert(name, model, {p: form for p in shapes if p in own}, seed=self.seed)
             for name, own, form in parts
         ]
         return mix(

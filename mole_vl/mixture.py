@@ -119,7 +119,8 @@ class Mixture(nn.Module):
         return {
             f"{path}.{name}": parameter
             for path, layer in self.layers.items()
-            for name, parameter in layer.named_parameters(recurse=False)
+            for name, parameter in layer.named_parameters()
+            if name in layer.own_names
         }
 
     def train(self, mode: bool = True) -> "Mixture":
@@ -375,6 +376,14 @@ class Mixture(nn.Module):
             weights = self._dispatch.bank.constant(name)
         if weights.dim() != 1:
             raise ValueError(f"weights of shape {tuple(weights.shape)}, expected (experts,)")
+        site = self._dispatch.site_of[path]
+        named = zip(self.names, weights.tolist(), strict=True)
+        speaking = [weight for name, weight in named if weight and name in site.experts]
+        if site.feedforward is not None and speaking not in ([], [1.0]):
+            raise ValueError(
+                f"{site.name}: its experts each run the whole feed-forward, and no sum of updates "
+                "does that for several: give weight 1 to one of them and 0 to the others"
+            )
         return weights
 
     def unmix(self) -> nn.Module:

@@ -121,7 +121,8 @@ class MoLA(Method):
         made = [
             fresh_expert(
                 f"expert{place}",
-                {p: (shape, forms[p]) for p, shape in shapes.items() if experts[owner[p]] > place},
+                model,
+                {path: form for path, form in forms.items() if experts[owner[path]] > place},
                 seed=self.seed,
             )
             for place in range(max(experts.values()))

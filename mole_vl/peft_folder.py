@@ -23,6 +23,7 @@ CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
 _PREFIX = "base_model.model."
 _KEY = re.compile(r"^(?P<path>.+)\.lora_(?P<letter>[AB])(\.default)?\.weight$")
+_MAGNITUDE = re.compile(r"^(?P<path>.+)\.lora_magnitude_vector(\.default)?(\.weight)?$")
 
 # Fields that say how an adapter was trained or where it goes, not what it computes. Among them how
 # the base's weight lies (fan_in_fan_out): the factors are the same for both.
@@ -57,7 +58,11 @@ def read_peft(folder: str | Path, name: str | None = None) -> Expert:
     tensors = _read_tensors(folder)
     pairs: dict[str, dict[str, Tensor]] = {}
     for key, tensor in tensors.items():
-        found = _KEY.match(key.removeprefix(_PREFIX))
+        path = key.removeprefix(_PREFIX)
+        if magnitude := _MAGNITUDE.match(path):
+            pairs.setdefault(magnitude["path"], {})["magnitude"] = tensor.flatten()
+            continue
+        found = _KEY.match(path)
         if found is None:
             raise ValueError(
                 f"{folder / WEIGHTS}: the key {key!r} is no LoRA factor; "
@@ -83,7 +88,9 @@ def trained_expert(model: nn.Module, name: str, base: str | None = None) -> Expe
         pairs, scales = getattr(module, "lora_A", None), getattr(module, "scaling", None)
         if isinstance(pairs, nn.ModuleDict) and scales and "default" in pairs:
             a, b = (module.get_submodule(f"lora_{letter}.default").weight for letter in "AB")
-            layers[path] = Factors(a.detach(), b.detach().flatten(1), scales["default"])  # pyright: ignore
+            vectors: Any = getattr(module, "lora_magnitude_vector", {})
+            magnitude = vectors["default"].weight.detach() if "default" in vectors else None
+            layers[path] = Factors(a.detach(), b.detach().flatten(1), scales["default"], magnitude)  # pyright: ignore
     return Expert(name, layers, base)
 
 
@@ -135,9 +142,12 @@ def peft_tensors(expert: Expert, dtype: torch.dtype | None = None) -> dict[str, 
     tensors = {}
     for path, factors in expert.layers.items():
         b = factors.b if factors.a.dim() == 2 else factors.b[:, :, None, None]
-        for letter, factor in (("A", factors.a), ("B", b)):
+        named = {"lora_A.weight": factors.a, "lora_B.weight": b}
+        if factors.magnitude is not None:
+            named["lora_magnitude_vector"] = factors.magnitude
+        for name, factor in named.items():
             stored = factor.detach().cpu().to(dtype or factor.dtype).contiguous()
-            tensors[f"{path}.lora_{letter}.weight"] = stored
+            tensors[f"{path}.{name}"] = stored
     return tensors
 
 
@@ -160,7 +170,23 @@ def peft_config(expert: Expert) -> dict[str, Any]:
         "lora_dropout": 0.0,
         "bias": "none",
         "use_rslora": False,
+        **({"use_dora": True} if _is_dora(expert) else {}),
     }
+
+
+def _is_dora(expert: Expert) -> bool:
+    """Whether all layers of an expert are DoRAs, or none.
+
+    Raises:
+        ValueError: Some are: peft's format has one word for all.
+    """
+    kinds = {factors.magnitude is not None for factors in expert.layers.values()}
+    if len(kinds) > 1:
+        raise ValueError(
+            f"expert {expert.name!r} is a DoRA on some layers and a LoRA on others, which peft's "
+            "format cannot say"
+        )
+    return kinds == {True}
 
 
 def _exact(path: str) -> str:
@@ -177,16 +203,17 @@ def _read_config(folder: Path) -> Mapping[str, Any]:
             f"{file} is missing: {folder} is no PEFT LoRA folder{advice if parts else ''}"
         )
     config = read_object(file)
-    check_config(config, str(file))
+    check_config(config, str(file), dora=True)
     return config
 
 
-def check_config(config: Any, where: str) -> None:
+def check_config(config: Any, where: str, *, dora: bool = False) -> None:
     """Raise ValueError unless this is the config of a LoRA whose arithmetic is known here.
 
     Args:
         config: What adapter_config.json holds.
         where: Where it was read, for messages.
+        dora: Whether it may be a DoRA's.
     """
     if not isinstance(config, dict) or config.get("peft_type") != "LORA":
         kind = config.get("peft_type") if isinstance(config, dict) else type(config).__name__
@@ -195,7 +222,7 @@ def check_config(config: Any, where: str) -> None:
     faults = [
         f"{key} = {value!r} is not supported: train the LoRA without it"
         for key, value in active.items()
-        if key not in _HARMLESS | _ARITHMETIC
+        if key not in _HARMLESS | _ARITHMETIC and not (dora and key == "use_dora")
     ]
     if config.get("bias", "none") != "none":
         faults.append(f"bias = {config['bias']!r}, expected 'none': train the LoRA without biases")
@@ -250,6 +277,8 @@ def layers_by_config(
 ) -> dict[str, Factors]:
     """Factors by path from pairs of tensors {"A": ..., "B": ...} and the config that scales them.
 
+    Beside a DoRA's pair stands its "magnitude".
+
     Raises:
         ValueError: Half a pair, or one that does not agree with the config.
     """
@@ -259,8 +288,12 @@ def layers_by_config(
 def _factors(
     where: str, path: str, pair: Mapping[str, Tensor], config: Mapping[str, Any]
 ) -> Factors:
-    if set(pair) != {"A", "B"}:
-        raise ValueError(f"{where} has lora_{next(iter(pair))} alone, expected A and B")
+    if not {"A", "B"} <= set(pair):
+        found = ", ".join(f"lora_{name}" for name in pair)
+        raise ValueError(f"{where} has {found} alone, expected A and B")
+    if bool(config.get("use_dora")) != ("magnitude" in pair):
+        said = "is a DoRA's by its config and has no" if config.get("use_dora") else "has a"
+        raise ValueError(f"{where} {said} lora_magnitude_vector, which use_dora must agree with")
     a, b = pair["A"], pair["B"]
     rank = _pattern(config.get("rank_pattern"), path, config["r"])
     convolves = a.dim() == b.dim() == 4 and b.shape[2:] == (1, 1)
@@ -272,7 +305,7 @@ def _factors(
         )
     alpha = _pattern(config.get("alpha_pattern"), path, config["lora_alpha"])
     scale = alpha / math.sqrt(rank) if config.get("use_rslora") else alpha / rank
-    return Factors(a, b.flatten(1), scale)
+    return Factors(a, b.flatten(1), scale, pair.get("magnitude"))
 
 
 def _pattern(patterns: Mapping[str, Any] | None, path: str, default: Any) -> Any:

@@ -41,9 +41,10 @@ class Wiring:
         for path, layer in layers.items():
             put_module(model, path, layer)
         self._hooks = dispatch.attach(model)
-        for name, parameter in model.named_parameters():
-            owner = name.rpartition(".")[0]
-            parameter.requires_grad_(owner in layers)
+        model.requires_grad_(False)
+        for layer in layers.values():
+            for name in layer.own_names:
+                layer.get_parameter(name).requires_grad_(True)
         for name in _PAST_FORWARD:
             if hasattr(model, name):
                 setattr(model, name, partial(_refuse, name))

@@ -469,6 +469,19 @@ def test_a_switch_drops_what_comes_too_late():
     assert not torch.allclose(found[1], found[0])
 
 
+@torch.no_grad()
+def test_one_expert_is_baked_and_several_are_not():
+    net, _, mixture = mixed("gated", learning=None)
+    with pytest.raises(ValueError, match="each run the whole feed-forward"):
+        mixture.bake({"e0": 0.5, "e1": 0.5})
+    mixture.bake({"e2": 1.0, "attention": 0.5})
+    found = net(x_of())
+    mixture.unmix()
+    net, _, mixture = mixed("gated")
+    with mixture.pinned({"e2": 1.0, "attention": 0.5}):
+        torch.testing.assert_close(net(x_of()), found)
+
+
 def test_constant_gates_over_feed_forwards():
     net = Net(Gated).eval()
     experts = family(net, "gated")[:1]

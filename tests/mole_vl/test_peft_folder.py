@@ -13,6 +13,7 @@ from tests.toys import Toy, inputs, three
 
 CONFIGS = {
     "plain": {"r": 3, "lora_alpha": 5},
+    "dora": {"r": 3, "lora_alpha": 5, "use_dora": True},
     "rslora": {"r": 4, "lora_alpha": 3, "use_rslora": True},
     "patterns": {
         "r": 2,
@@ -133,7 +134,7 @@ def edited(folder, **changes):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"use_dora": True}, "use_dora = True is not supported: train the LoRA without it"),
+        ({"use_dora": True}, "is a DoRA's by its config and has no lora_magnitude_vector"),
         (
             {"lora_bias": True, "modules_to_save": ["head"]},
             "modules_to_save.*lora_bias|lora_bias.*modules_to_save",
