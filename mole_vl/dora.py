@@ -87,31 +87,39 @@ class Rescaling(nn.Module):
 
     here: Tensor
     norms: Tensor
-
-    magnitude: Tensor
+    fixed: Tensor
 
     def __init__(
         self, base: nn.Module, width: int, magnitudes: Sequence[Tensor | None], learn: bool
     ) -> None:
         super().__init__()
         norms = row_norms(base, width)
-        told = torch.stack([norms if m is None else m.to(norms) for m in magnitudes])
-        if learn:
-            self.magnitude = nn.Parameter(told)
-        else:
-            self.register_buffer("magnitude", told, persistent=False)
+        told = {str(place): m.to(norms) for place, m in enumerate(magnitudes) if m is not None}
         here = torch.tensor([m is not None for m in magnitudes], device=norms.device)
         self.register_buffer("here", here, persistent=False)
         self.register_buffer("norms", norms, persistent=False)
+        if learn:
+            self.magnitudes = nn.ParameterDict({k: nn.Parameter(m) for k, m in told.items()})
+        else:
+            self.register_buffer("fixed", torch.stack(list(told.values())), persistent=False)
+        self.learn = learn
+
+    @property
+    def magnitude(self) -> Tensor:
+        """Of each DoRA in order, (D, o)."""
+        return torch.stack(list(self.magnitudes.values())) if self.learn else self.fixed
 
     def of(self, expert: int) -> Tensor | None:
         """An expert's magnitude, (o,), copied; None of one that is no DoRA."""
-        return self.magnitude[expert].detach().clone() if bool(self.here[expert]) else None
+        if not bool(self.here[expert]):
+            return None
+        return self.magnitude[int(self.here[:expert].sum())].detach().clone()
 
     def forward(
         self, base: nn.Module, a: Tensor, b: Tensor, scales: Tensor, segments: Tensor
     ) -> Tensor:
         """`c - 1` for each expert, (E, o), in fp32; 0 for one that is no DoRA."""
         norms = changed_norms(base, self.norms.float(), a, b, scales, segments, len(self.here))
-        shift = self.magnitude.float() / norms.clamp_min(torch.finfo(norms.dtype).tiny) - 1
-        return torch.where(self.here.unsqueeze(-1), shift, 0.0)
+        own = norms[self.here].clamp_min(torch.finfo(norms.dtype).tiny)
+        places = self.here.nonzero().squeeze(-1)
+        return torch.zeros_like(norms).index_copy(0, places, self.magnitude.float() / own - 1)

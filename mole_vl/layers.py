@@ -54,15 +54,15 @@ class MixtureLayer(nn.Module):
     """`y = W x + sum_e w_e s_e B_e (A_e x)`, with `w` asked of a route at every forward.
 
     The base layer stays as it is behind this one and keeps its own keys in `state_dict`. Frozen
-    factors are buffers outside `state_dict`: they live in the experts' own files. `a` (R, in) or
-    (R, in, h, w) and `b` (out, R) are all experts' factors along one rank axis.
+    factors are buffers outside `state_dict`: they live in the experts' own files. `a` and `b` are
+    all experts' factors along one rank axis.
 
     Args:
         path: The layer's path in its model, for messages.
         base: The layer, of any kind that shows `weight`.
         factors: One per expert in order; None where an expert leaves this layer alone.
         route: Gives the weights for a number of rows.
-        learning: How the factors learn: they are parameters then, in fp32, and part of
+        learning: How the factors learn: each expert's are parameters then, in fp32, and part of
             `state_dict`. None for frozen ones.
     """
 
@@ -86,14 +86,17 @@ class MixtureLayer(nn.Module):
         dtype = torch.float32 if exact else weight.dtype
         place: dict[str, Any] = {"device": weight.device, "dtype": dtype}
         ranks = torch.tensor(self.ranks)
-        for letter, stacked in (
-            ("a", torch.cat([f.a.to(**place) for f in present])),
-            ("b", torch.cat([f.b.to(**place) for f in present], dim=1)),
-        ):
-            if learning is None:
-                self.register_buffer(letter, stacked, persistent=False)
-            else:
-                self.register_parameter(letter, nn.Parameter(stacked))
+        down = [f.a.to(**place) for f in present]
+        up = [f.b.to(**place) for f in present]
+        if learning is None:
+            self.register_buffer("down", torch.cat(down), persistent=False)
+            self.register_buffer("up", torch.cat(up, dim=1), persistent=False)
+        else:
+            # Each expert's own, so that it can learn by itself.
+            places = [str(place) for place, rank in enumerate(self.ranks) if rank]
+            self.downs = nn.ParameterDict(zip(places, map(nn.Parameter, down), strict=True))
+            self.ups = nn.ParameterDict(zip(places, map(nn.Parameter, up), strict=True))
+        self.learning = learning
         self.dropout = 0.0 if learning is None else learning.dropout
         segments = torch.repeat_interleave(torch.arange(len(ranks)), ranks).to(weight.device)
         self._exact_scales = torch.cat([torch.full((f.rank,), f.scale) for f in present])
@@ -105,10 +108,20 @@ class MixtureLayer(nn.Module):
         self.register_load_state_dict_pre_hook(_base_keys)
         self.train(base.training)
 
-    a: Tensor
-    b: Tensor
+    down: Tensor
+    up: Tensor
     segments: Tensor
     scales: Tensor
+
+    @property
+    def a(self) -> Tensor:
+        """All experts' down projections, (R, in) or (R, in, h, w)."""
+        return self.down if self.learning is None else torch.cat(list(self.downs.values()))
+
+    @property
+    def b(self) -> Tensor:
+        """All experts' up projections, (out, R)."""
+        return self.up if self.learning is None else torch.cat(list(self.ups.values()), dim=1)
 
     def _rescaling(self, factors: Sequence[Factors | None], learn: bool) -> Rescaling | None:
         magnitudes = [None if f is None else f.magnitude for f in factors]
@@ -123,7 +136,7 @@ class MixtureLayer(nn.Module):
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "MixtureLayer":
         # A model cast to half precision keeps its experts' scales exact: they are no weights.
         super()._apply(fn, recurse)
-        self.scales = self._exact_scales.to(self.a.device)
+        self.scales = self._exact_scales.to(self.segments.device)
         return self
 
     @property
@@ -181,6 +194,10 @@ class MixtureLayer(nn.Module):
     def own_names(self) -> tuple[str, ...]:
         """Names in `state_dict` of what is not the base's: factors that learn."""
         return tuple(n for n, _ in self.named_parameters() if not n.startswith("base."))
+
+    def own_parameters(self, expert: int) -> dict[str, nn.Parameter]:
+        """What an expert has to learn here, by name; nothing where it leaves the layer alone."""
+        return {n: self.get_parameter(n) for n in self.own_names if n.endswith(f".{expert}")}
 
     def factors(self, expert: int) -> Factors | None:
         """An expert's factors as they are now, copied; None where it leaves the layer alone."""

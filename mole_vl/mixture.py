@@ -114,13 +114,18 @@ class Mixture(nn.Module):
             for place, name in enumerate(self.names)
         ]
 
-    def parameters_of_experts(self) -> dict[str, nn.Parameter]:
-        """What experts that learn have to learn, by layer and factor."""
+    def parameters_of_experts(self, names: Sequence[str] | None = None) -> dict[str, nn.Parameter]:
+        """What experts that learn have to learn, by layer, factor and expert's place.
+
+        Args:
+            names: The experts that are meant; all of them if not given.
+        """
+        places = [self.names.index(name) for name in (self.names if names is None else names)]
         return {
             f"{path}.{name}": parameter
             for path, layer in self.layers.items()
-            for name, parameter in layer.named_parameters()
-            if name in layer.own_names
+            for place in places
+            for name, parameter in layer.own_parameters(place).items()
         }
 
     def train(self, mode: bool = True) -> "Mixture":

@@ -87,12 +87,19 @@ def take_saved(mixture: Mixture, folder: str | Path) -> None:
             if path in saved.layers
             and (factors.rank, factors.scale) != (saved.layers[path].rank, saved.layers[path].scale)
         ][:1]
+        faults += [
+            f"{own.name} at {path} is a DoRA on one side alone"
+            for path, factors in own.layers.items()
+            if path in saved.layers
+            and factors.tensors().keys() != saved.layers[path].tensors().keys()
+        ][:1]
     refuse(str(folder), faults[:3])
     load_gates(mixture, found)
-    for path, layer in mixture.layers.items():
-        present = [one.layers[path] for one in experts if path in one.layers]
-        layer.a.copy_(torch.cat([factors.a for factors in present]))
-        layer.b.copy_(torch.cat([factors.b for factors in present], 1))
+    for place, expert in enumerate(experts):
+        for path, factors in expert.layers.items():
+            own = mixture.layers[path].own_parameters(place).values()
+            for parameter, tensor in zip(own, factors.tensors().values(), strict=True):
+                parameter.copy_(tensor)
 
 
 def _read(folder: Path) -> tuple[GateFile, list[Expert]]:

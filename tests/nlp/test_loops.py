@@ -23,7 +23,7 @@ def learner():
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for name, parameter in mixture.parameters_of_experts().items():
-            if name.endswith(".b"):
+            if ".ups." in name:
                 parameter.copy_(torch.randn(parameter.shape, generator=generator) / 2)
     return model, mixture
 
