@@ -88,17 +88,19 @@ class GateBank:
         kept = None if told.kept is None else told.kept.to(device)
         features = None if features is None else features.to(device)
         pool = real = None
+        tenant = None if told.tenant is None else told.tenant.to(device)
         if x is not None:
+            tenant = _spread(tenant, x)
             real = _spread(masks.real, x)
             pool = real if masks.pool is None else _spread(masks.pool, x)
             features = _spread(features, x)
         if told.source is None or (x is None and features is None):
-            return gate(GateInput(x, pool, kept, features, real), self.readers[name])
+            return gate(GateInput(x, pool, kept, features, real, tenant), self.readers[name])
         rows, place = torch.unique(told.source.to(device), return_inverse=True)
-        x, pool, features, real = (
-            None if t is None else t[rows] for t in (x, pool, features, real)
+        x, pool, features, real, tenant = (
+            None if t is None else t[rows] for t in (x, pool, features, real, tenant)
         )
-        output = gate(GateInput(x, pool, kept, features, real), self.readers[name])
+        output = gate(GateInput(x, pool, kept, features, real, tenant), self.readers[name])
         experts = None if output.experts is None else output.experts[place]
         return replace(
             output, weights=output.weights[place], experts=experts, logits=output.logits[place]

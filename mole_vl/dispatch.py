@@ -236,7 +236,9 @@ class Dispatch:
         """A site's result, multiplied as `generate` multiplies the rows that it is for."""
         told = current.conditions
         given = told.pinned is not None and told.held is not None
-        if (not given and output is not current.held.get(name)) or output.weights.dim() != 2:
+        # What was found without an input knows nothing of beams.
+        apart = given or output is current.held.get(name) or name not in self.reading
+        if not apart or output.weights.dim() != 2 or output.weights.shape[0] == rows:
             return output
         # Where weights hold for an answer, those that are given, or that a preview or an encoder
         # found, are one for each row, however often `generate` multiplies it. What the first layer
@@ -375,7 +377,7 @@ class Dispatch:
             told.held.setdefault(name, output)
         if told.records is not None:
             real = told.masks_at(self.sites[name].entry).real
-            told.records.append(Record(name, output, real, told.strength))
+            told.records.append(Record(name, output, real, told.strength, told.tenant))
 
     def _result(self, name: str, x: Tensor | None, current: Pass) -> GateOutput:
         told = current.conditions

@@ -49,25 +49,45 @@ class GateFile:
 
 def save_gates(mixture: Mixture, path: str | Path) -> None:
     """Write a mixture's gates, in one rename."""
-    path = Path(path)
     slots = mixture.slots
     named = (
-        zip(mixture.names, mixture.digests, strict=True)
+        dict(zip(mixture.names, mixture.digests, strict=True))
         if slots is None
-        else [(name, None) for name in slots.names]
+        else dict.fromkeys(slots.names)
     )
+    write_gates(
+        path,
+        named,
+        mixture.layout.kind,
+        mixture.layout.after,
+        mixture.spec,
+        mixture.gates.state_dict(),
+        None if mixture.features is None else mixture.features.name,
+    )
+
+
+def write_gates(
+    path: str | Path,
+    experts: Mapping[str, str | None],
+    site: SiteKind,
+    after: int,
+    spec: GateSpec,
+    tensors: Mapping[str, Tensor],
+    features: str | None = None,
+) -> None:
+    """Write a gate file, in one rename; arguments as of `GateFile`, `experts` by name."""
     header = {
         "format": FORMAT,
-        "experts": [{"name": name, "sha256": digest} for name, digest in named],
-        "site": mixture.layout.kind,
-        "after": mixture.layout.after,
-        "gate": to_data(mixture.spec),
+        "experts": [{"name": name, "sha256": digest} for name, digest in experts.items()],
+        "site": site,
+        "after": after,
+        "gate": to_data(spec),
     }
-    if mixture.features is not None:
-        header["features"] = mixture.features.name
-    tensors = {key: value.cpu().contiguous() for key, value in mixture.gates.state_dict().items()}
-    with new_file(path) as partial:
-        save_file(tensors, partial, metadata={"mole_vl": json.dumps(header)})
+    if features is not None:
+        header["features"] = features
+    stored = {key: value.cpu().contiguous() for key, value in tensors.items()}
+    with new_file(Path(path)) as partial:
+        save_file(stored, partial, metadata={"mole_vl": json.dumps(header)})
 
 
 def read_gates(path: str | Path) -> GateFile:

@@ -156,8 +156,13 @@ def picked(output: GateOutput) -> Tensor:
     return (one * (output.experts != NOBODY).unsqueeze(-1)).sum(-2).float()
 
 
+def routed(records: Sequence[Record]) -> list[Record]:
+    """The records of routers: of gates that choose among their experts."""
+    return [r for r in records if r.output.experts is not None and not r.output.slots]
+
+
 def _of_routers(records: Sequence[Record]) -> list[Record]:
-    found = [r for r in records if r.output.experts is not None and not r.output.slots]
+    found = routed(records)
     if not found:
         raise ValueError("no router's result was recorded: run the model inside record()")
     return found

@@ -2,20 +2,53 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 
 from torch import Tensor, nn
 
+from mole_vl.build import mix
 from mole_vl.calls import Calls
-from mole_vl.layers import layer_shapes
+from mole_vl.experts import Expert
+from mole_vl.gates import GateSpec
+from mole_vl.layers import Learning, layer_shapes
 from mole_vl.mixture import Mixture
 from mole_vl.passes import Record
+from mole_vl.sites import SiteKind
 from mole_vl.targets import check_targets, target_layers
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a method puts into a model.
+
+    Args:
+        experts: New ones, which change nothing yet.
+        gate: What decides the weights.
+        site: Which layers share one gate; None where any will do.
+        learning: How the experts learn.
+    """
+
+    experts: Sequence[Expert]
+    gate: GateSpec
+    site: SiteKind | None
+    learning: Learning
 
 
 class Method(ABC):
     """A kind of mixture that is trained from nothing: its experts, its gates, its losses."""
 
     @abstractmethod
+    def plan(self, model: nn.Module, blocks: Mapping[str, int]) -> Plan:
+        """What it puts into a model, which stays as it is.
+
+        Args:
+            model: The base.
+            blocks: As for `mole_vl.mix`.
+
+        Raises:
+            ValueError: Settings that do not fit the model.
+        """
+
     def mix(
         self, model: nn.Module, *, blocks: Mapping[str, int], calls: Calls | None = None
     ) -> Mixture:
@@ -29,6 +62,16 @@ class Method(ABC):
         Raises:
             ValueError: Settings that do not fit the model.
         """
+        plan = self.plan(model, blocks)
+        return mix(
+            model,
+            plan.experts,
+            gate=plan.gate,
+            site=plan.site or "network",
+            blocks=blocks,
+            calls=calls,
+            learning=plan.learning,
+        )
 
     @abstractmethod
     def losses(

@@ -5,16 +5,13 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from mole_vl.build import mix
-from mole_vl.calls import Calls
 from mole_vl.faults import at_least, instance_of, positive, refuse, share
 from mole_vl.feedforward import feed_forwards
 from mole_vl.fresh import Form, fresh_expert
 from mole_vl.gates import Choice, Router, TopK
 from mole_vl.layers import Learning
 from mole_vl.losses import load_balance, z_loss
-from mole_vl.method import Method, targeted
-from mole_vl.mixture import Mixture
+from mole_vl.method import Method, Plan, targeted
 from mole_vl.passes import Record
 
 SHARED = "shared"
@@ -75,9 +72,7 @@ class MixLoRA(Method):
         """The routers' specification."""
         return Router(choice=self.choice, jitter=self.jitter, spread=self.spread, seed=self.seed)
 
-    def mix(
-        self, model: nn.Module, *, blocks: Mapping[str, int], calls: Calls | None = None
-    ) -> Mixture:
+    def plan(self, model: nn.Module, blocks: Mapping[str, int]) -> Plan:
         """As of `Method`: the experts are called expert0, expert1 ... and shared."""
         shapes = targeted(model, "MixLoRA", self.targets, blocks)
         inside = feed_forwards(model, shapes, blocks)
@@ -94,15 +89,7 @@ class MixLoRA(Method):
             fresh_expert(name, model, {p: form for p in shapes if p in own}, seed=self.seed)
             for name, own, form in parts
         ]
-        return mix(
-            model,
-            experts,
-            gate=self.gate,
-            site="feedforward",
-            blocks=blocks,
-            calls=calls,
-            learning=Learning(dropout=self.dropout),
-        )
+        return Plan(experts, self.gate, "feedforward", Learning(dropout=self.dropout))
 
     def losses(
         self, records: Sequence[Record], blocks: Collection[str]

@@ -16,7 +16,7 @@ from mole_vl.experts import Expert
 from mole_vl.faults import refuse, some
 from mole_vl.features import Features
 from mole_vl.feedforward import layer_kind
-from mole_vl.gates import Gate, GateSpec
+from mole_vl.gates import ByTenant, Gate, GateSpec
 from mole_vl.layers import Chosen, Learning, MixtureLayer
 from mole_vl.passes import EVERYWHERE, Masks, Record
 from mole_vl.sites import Layout
@@ -209,6 +209,7 @@ class Mixture(nn.Module):
         pool: Tensor | None = None,
         source: Tensor | None = None,
         filled: Tensor | None = None,
+        tenant: Sequence[str] | None = None,
         streams: Mapping[str, Masks] | None = None,
         hold: bool = False,
     ) -> AbstractContextManager[None]:
@@ -223,14 +224,15 @@ class Mixture(nn.Module):
                 negative row takes its positive row's.
             filled: For each row, the place among `names` of the expert in each slot, (rows, S)
                 long: for a mixture whose gates weigh slots.
+            tenant: The name of each row's tenant: for a mixture of several (`mole_vl.tenants`).
             streams: Other masks for parts of the model that read another sequence, such as a
                 decoder, by the part's path; the nearest part decides.
             hold: Whether the first forward's row weights serve all forwards inside: a prompt's,
                 while its answer is generated.
 
         Raises:
-            ValueError: `filled` for gates that weigh experts, or an expert in a wrong slot; a
-                stream of a part that the model lacks.
+            ValueError: `filled` for gates that weigh experts, or an expert in a wrong slot; an
+                unknown tenant; a stream of a part that the model lacks.
         """
         strange = [path for path in streams or () if path not in self._wired().paths]
         if strange:
@@ -241,11 +243,25 @@ class Mixture(nn.Module):
             if self.slots is None:
                 raise ValueError("condition: filled is for gates that weigh slots; mix with slots")
             filled = self.slots.checked(filled)
-        held = {} if hold else None
-        masks = Masks(real, pool)
         return self._told(
-            told=True, masks=masks, streams=streams or {}, source=source, filled=filled, held=held
+            told=True,
+            masks=Masks(real, pool),
+            streams=streams or {},
+            source=source,
+            filled=filled,
+            tenant=None if tenant is None else self._tenants(tenant),
+            held={} if hold else None,
         )
+
+    def _tenants(self, names: Sequence[str]) -> Tensor:
+        known = list(self.spec.gates) if isinstance(self.spec, ByTenant) else []
+        strange = [name for name in names if name not in known]
+        if strange:
+            raise ValueError(
+                f"condition: tenant names {strange[0]!r}, and this mixture's tenants are "
+                f"{', '.join(known) or 'none'}"
+            )
+        return torch.tensor([known.index(name) for name in names])
 
     def preview(self, *args: Any, **kwargs: Any) -> None:
         """With site preview, find the weights that the forwards to come take.

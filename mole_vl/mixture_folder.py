@@ -21,7 +21,7 @@ from mole_vl.gate_file import GateFile, load_gates, mix_from, read_gates, save_g
 from mole_vl.mixture import Mixture
 from mole_vl.peft_folder import read_peft, write_peft
 
-_EXPERTS, _GATES = "experts", Path("gates/model.safetensors")
+EXPERTS, GATES = "experts", Path("gates/model.safetensors")
 
 
 def save_mixture(mixture: Mixture, folder: str | Path, base: str | None = None) -> None:
@@ -34,8 +34,8 @@ def save_mixture(mixture: Mixture, folder: str | Path, base: str | None = None) 
     """
     with new_folder(Path(folder)) as partial:
         for expert in mixture.experts():
-            write_peft(replace(expert, base=base), partial / _EXPERTS / expert.name)
-        save_gates(mixture, partial / _GATES)
+            write_peft(replace(expert, base=base), partial / EXPERTS / expert.name)
+        save_gates(mixture, partial / GATES)
 
 
 def mix_saved(
@@ -57,7 +57,7 @@ def mix_saved(
         FileNotFoundError: The folder holds no mixture, or lacks an expert.
         ValueError: It is damaged, or was made for another base.
     """
-    found, experts = _read(Path(folder))
+    found, experts = read_mixture(Path(folder))
     return mix_from(model, experts, found.source, blocks=blocks, calls=calls)
 
 
@@ -69,7 +69,7 @@ def take_saved(mixture: Mixture, folder: str | Path) -> None:
         FileNotFoundError: The folder holds no mixture, or lacks an expert.
         ValueError: It holds other experts, or experts of other forms; nothing is changed then.
     """
-    found, experts = _read(Path(folder))
+    found, experts = read_mixture(Path(folder))
     if found.names != mixture.names:
         raise ValueError(
             f"{folder} holds {len(found.names)} experts ({some(found.names)}), and this mixture "
@@ -102,7 +102,13 @@ def take_saved(mixture: Mixture, folder: str | Path) -> None:
                 parameter.copy_(tensor)
 
 
-def _read(folder: Path) -> tuple[GateFile, list[Expert]]:
-    check_file("mixture", folder / _GATES, "the gates of a mixture that was trained and saved")
-    found = read_gates(folder / _GATES)
-    return found, [read_peft(folder / _EXPERTS / name) for name in found.names]
+def read_mixture(folder: Path) -> tuple[GateFile, list[Expert]]:
+    """The gates and the experts, in the gates' order, of what `save_mixture` wrote.
+
+    Raises:
+        FileNotFoundError: The folder holds no mixture, or lacks an expert.
+        ValueError: It is damaged.
+    """
+    check_file("mixture", folder / GATES, "the gates of a mixture that was trained and saved")
+    found = read_gates(folder / GATES)
+    return found, [read_peft(folder / EXPERTS / name) for name in found.names]

@@ -6,15 +6,12 @@ from typing import Literal, get_args
 
 from torch import Tensor, nn
 
-from mole_vl.build import mix
-from mole_vl.calls import Calls
 from mole_vl.faults import at_least, one_of, positive, refuse, share
 from mole_vl.fresh import Form, fresh_expert
 from mole_vl.gates import BySite, GateSpec, Router, TopK
 from mole_vl.layers import Learning
 from mole_vl.losses import load_balance
-from mole_vl.method import Method, targeted
-from mole_vl.mixture import Mixture
+from mole_vl.method import Method, Plan, targeted
 from mole_vl.passes import Record
 from mole_vl.sites import block_of
 
@@ -104,9 +101,7 @@ class MoLA(Method):
             ],
         )
 
-    def mix(
-        self, model: nn.Module, *, blocks: Mapping[str, int], calls: Calls | None = None
-    ) -> Mixture:
+    def plan(self, model: nn.Module, blocks: Mapping[str, int]) -> Plan:
         """As of `Method`: experts are called expert0, expert1 ..., each on the layers that have it.
 
         A layer is a block that carries targets, in the model's order.
@@ -127,15 +122,7 @@ class MoLA(Method):
             )
             for place in range(max(experts.values()))
         ]
-        return mix(
-            model,
-            made,
-            gate=self._gate(top_k),
-            site="matrix",
-            blocks=blocks,
-            calls=calls,
-            learning=Learning(dropout=self.dropout),
-        )
+        return Plan(made, self._gate(top_k), "matrix", Learning(dropout=self.dropout))
 
     def _lists(self, layers: int) -> tuple[tuple[int, ...], ...]:
         """Experts, top_k and rank of each layer."""

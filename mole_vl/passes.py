@@ -30,12 +30,14 @@ class Record:
         output: What the gate returned.
         real: Positions that are no padding, (rows, positions) bool; None where all are real.
         strength: What multiplied the weights where the layers applied them.
+        tenant: The number of each row's tenant, (rows,); None where there are no tenants.
     """
 
     site: str
     output: GateOutput
     real: Tensor | None
     strength: float | Tensor = 1.0
+    tenant: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -65,6 +67,7 @@ class Conditions:
         streams: Of other sequences, by the path of the part of the model that reads each.
         source: For each row, the row whose gate result it takes, (rows,); None for its own.
         filled: The expert in each row's slots, (rows, S); None where gates weigh experts.
+        tenant: The number of each row's tenant, (rows,); None where there are no tenants.
         preview: Whether the model runs up to where the gate of site preview reads, the base alone
             or under the experts' average.
         held: Results of row gates that later forwards take over (a prompt's, while its answer is
@@ -81,6 +84,7 @@ class Conditions:
     streams: Mapping[str, Masks] = field(default_factory=dict)
     source: Tensor | None = None
     filled: Tensor | None = None
+    tenant: Tensor | None = None
     preview: bool = False
     held: dict[str, GateOutput] | None = None
     records: list[Record] | None = None

@@ -1,4 +1,4 @@
-"""Train a mixture whose experts are made with it: MixLoRA, MoLA.
+"""Train a mixture whose experts are made with it: MixLoRA, MoLA, or one LoRA beside them.
 
     accelerate launch --mixed_precision bf16 -m nlp.train_mixture --config configs/text_mixlora.yaml
 
@@ -20,7 +20,7 @@ from mole_vl import Mixture
 from mole_vl.domain import gate_parameters
 from mole_vl.faults import as_messages, at_least, instance_of, refuse
 from mole_vl.files import check_output, new_file
-from mole_vl.losses import load_entropy
+from mole_vl.losses import load_entropy, routed
 from mole_vl.method import Method
 from mole_vl.mixture_folder import save_mixture, take_saved
 from mole_vl.passes import Record
@@ -43,7 +43,7 @@ class MixtureConfig:
     """A mixture to be trained.
 
     Args:
-        method: Its kind: mole_vl.mixlora.MixLoRA or mole_vl.mola.MoLA.
+        method: Its kind: mole_vl.mixlora.MixLoRA, mole_vl.mola.MoLA or mole_vl.lora.LoRA.
         train: Where the rows that it learns come from: files of JSON lines with prompt, answer and
             task, or datasets with their templates (`nlp.dataset.DatasetRows`).
         held_out: Rows for the table at the end, as one of `train`.
@@ -91,7 +91,7 @@ class MixtureConfig:
 def mixture_task(
     mixture: Mixture, method: Method, rows: Sequence[EncodedRow], *, pad: int
 ) -> LanguageTask:
-    """The task of teaching a mixture's experts and gates some rows; `load entropy` is measured.
+    """The task of teaching a mixture's experts and gates some rows; the routers' load is measured.
 
     Args:
         mixture: The mixture, whose experts learn.
@@ -102,7 +102,8 @@ def mixture_task(
 
     def added(records: Sequence[Record]) -> dict[str, tuple[Tensor, float]]:
         own = method.losses(records, mixture.layout.blocks)
-        return {**own, "load entropy": (load_entropy(records), 0.0)}
+        measured = {"load entropy": (load_entropy(records), 0.0)} if routed(records) else {}
+        return {**own, **measured}
 
     return LanguageTask(
         mixture.model,

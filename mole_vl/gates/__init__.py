@@ -2,6 +2,7 @@
 
 from mole_vl.gates.arrow import Arrow as Arrow
 from mole_vl.gates.by_site import BySite as BySite
+from mole_vl.gates.by_tenant import ByTenant as ByTenant, TenantsGate as TenantsGate
 from mole_vl.gates.constants import (
     Average as Average,
     ConstantGate as ConstantGate,

@@ -20,6 +20,7 @@ class ConstantGate(Gate):
         share: Whether the kept are renormalised to the whole sum.
     """
 
+    constant = True
     values: Tensor
 
     def __init__(self, values: Tensor, share: bool) -> None:

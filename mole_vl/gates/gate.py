@@ -24,6 +24,7 @@ class GateInput:
         features: What the model itself was told of each row, (rows, features); None for a site
             without.
         real: Positions that are no padding, (rows, positions) bool; None for all.
+        tenant: The number of each row's tenant, (rows,); None where there are no tenants.
     """
 
     x: Tensor | None
@@ -31,10 +32,14 @@ class GateInput:
     kept: Tensor | None = None
     features: Tensor | None = None
     real: Tensor | None = None
+    tenant: Tensor | None = None
 
 
 class Gate(nn.Module):
     """Weights of a site's experts for one call. It returns all it knows and keeps nothing."""
+
+    constant = False
+    """Whether its weights are the same at every call."""
 
     @abstractmethod
     def forward(self, given: GateInput, matrices: Sequence[MixtureLayer]) -> GateOutput:

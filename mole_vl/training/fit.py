@@ -29,7 +29,7 @@ from mole_vl.training.rows import mix_seed
 from mole_vl.training.share import Share
 from mole_vl.training.snapshot import Snapshot, read_snapshot, write_snapshot
 from mole_vl.training.tally import Values
-from mole_vl.training.task import Task
+from mole_vl.training.task import Apart, Task
 
 LOG = "metrics.jsonl"
 
@@ -184,9 +184,14 @@ class _Run:
                 )
         self._reduce_gradients()
         limit = math.inf if config.clip is None else config.clip
-        norm = accelerator.clip_grad_norm_(list(self.parameters.values()), limit)
+        groups = self.task.apart() if isinstance(self.task, Apart) else [list(self.parameters)]
+        norms = [
+            accelerator.clip_grad_norm_([self.parameters[name] for name in names], limit)
+            for names in groups
+        ]
+        finite = all(norm is None or bool(torch.isfinite(norm)) for norm in norms)
         # In fp16 the scaler looks for overflow itself, and skips the step.
-        if accelerator.scaler is None and norm is not None and not bool(torch.isfinite(norm)):
+        if accelerator.scaler is None and not finite:
             raise FloatingPointError(
                 f"fit: the gradient is no finite number at step {self.step}; the last checkpoint "
                 "is untouched. Look for a square root or a division by zero in the loss"

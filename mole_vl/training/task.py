@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -49,4 +49,13 @@ class Task(Protocol):
 
     def losses(self, batch: Any) -> Mapping[str, Term]:
         """The loss of one batch, term by term."""
+        ...
+
+
+@runtime_checkable
+class Apart(Protocol):
+    """A task that trains several things at once, none of which may move another."""
+
+    def apart(self) -> Sequence[Sequence[str]]:
+        """Names of the parameters of each: its gradient is limited by itself (`FitConfig.clip`)."""
         ...
