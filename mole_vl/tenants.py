@@ -206,7 +206,7 @@ def _mixed(
         gates=gates, experts={name: tuple(e.name for e in own) for name, own in renamed.items()}
     )
     every = [one for own in renamed.values() for one in own]
-    kind = next(iter(kinds.values()), "network")
+    kind: SiteKind = next(iter(kinds.values())) if kinds else "network"
     return mix(model, every, gate=spec, site=kind, blocks=blocks, calls=calls, learning=learning)
 
 

@@ -1,0 +1,121 @@
+"""Sixteen LoRAs trained together on one base, beside one after the other.
+
+    python benchmarks/many_at_once.py            # --quick: few repetitions, for a look
+
+SmolLM2-135M-Instruct, LoRAs of rank 8 on q and v; a step is forward, backward and AdamW. Together:
+one step of all, each with its own rows (`mole_vl.tenants`). One after the other: a step of each
+with the same rows, by this library (`mole_vl.lora`) and by peft. In a step each LoRA has 2 rows of
+32 tokens, or 16 of 64; the sides take turns, the unit is one turn.
+"""
+
+import argparse
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from costs import clocks
+from peft import LoraConfig, get_peft_model
+from torch import Tensor
+
+from mole_vl.fresh import Form
+from mole_vl.lora import LoRA
+from mole_vl.tenants import mix_tenants
+from nlp.adapter import blocks
+from nlp.models import load_base
+from results import ROOT, Measurement, measured, write_results
+
+TENANTS, RANK, TARGETS = 16, 8, ("q_proj", "v_proj")
+SIZES = {(2, 32): 7, (16, 64): 2}
+"""Turns, by rows of each LoRA and their tokens."""
+TOGETHER, APART, PEFT = "together", "one after the other", "one after the other, peft"
+LORA = LoRA(form=Form(rank=RANK, alpha=16), targets=TARGETS, dropout=0.0)
+
+
+def step_of(loss: Callable[[], Tensor], parameters: list[Tensor]) -> Callable[[], None]:
+    """A step of training."""
+    optimizer = torch.optim.AdamW(parameters, lr=1e-4)
+
+    def step() -> None:
+        loss().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return step
+
+
+def learns(model: Any) -> list[Tensor]:
+    """What a model has to learn."""
+    return [p for p in model.parameters() if p.requires_grad]
+
+
+def sides(rows: int, tokens: int) -> dict[str, Callable[[], None]]:
+    """A step of every LoRA, on each side, with so many rows of each, so long."""
+    torch.manual_seed(0)
+    ids = torch.randint(100, 40_000, (TENANTS, rows, tokens))
+    names = [f"lora{place}" for place in range(TENANTS)]
+    many: Any = load_base()[0]
+    mixture = mix_tenants(many, dict.fromkeys(names, LORA), blocks=blocks(many))
+    owners = [name for name in names for _ in range(rows)]
+
+    def loss(model: Any, shown: Tensor) -> Tensor:
+        return model(input_ids=shown, labels=shown, use_cache=False).loss
+
+    def together() -> Tensor:
+        with mixture.condition(tenant=owners):
+            # Of equally many words each, the sum of means is the mean times their number.
+            return TENANTS * loss(many, ids.flatten(0, 1))
+
+    one: Any = load_base()[0]
+    LORA.mix(one, blocks=blocks(one))
+    config = LoraConfig(r=RANK, lora_alpha=16, target_modules=list(TARGETS), lora_dropout=0.0)
+    adapted: Any = get_peft_model(load_base()[0], config)
+
+    def each(model: Any) -> Callable[[], None]:
+        shown = [ids[place] for place in range(TENANTS)]
+        steps = [step_of(lambda own=own: loss(model, own), learns(model)) for own in shown]
+
+        def run() -> None:
+            for step in steps:
+                step()
+
+        return run
+
+    return {TOGETHER: step_of(together, learns(many)), APART: each(one), PEFT: each(adapted)}
+
+
+def of_size(rows: int, tokens: int, turns: int) -> list[Measurement]:
+    """Medians of each side, and of the time together over the others'."""
+    steps, found = sides(rows, tokens), {}
+    for turn in range(turns + 1):
+        for side, step in steps.items():
+            start = clocks()
+            step()
+            # The first turn warms up.
+            if turn:
+                found.setdefault(side, []).append(float((clocks() - start)[0]))
+    name = f"seconds, median: {TENANTS} LoRAs, {rows} rows of {tokens} each"
+    told = [measured(name, side, own, centre=np.median) for side, own in found.items()]
+    for side in (APART, PEFT):
+        ratio = np.divide(found[TOGETHER], found[side]).tolist()
+        told.append(measured(name, f"{TOGETHER} / {side}", ratio, centre=np.median))
+    return told
+
+
+def main() -> None:
+    """Run the measurement."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--quick", action="store_true", help="few repetitions, for a look")
+    quick = parser.parse_args().quick
+    sizes = {(2, 32): 1} if quick else SIZES
+    rows = [row for size, turns in sizes.items() for row in of_size(*size, turns)]
+    settings = {
+        "tenants": TENANTS, "rank": RANK, "targets": TARGETS, "turns": list(sizes.values()),
+        "threads": torch.get_num_threads(),
+    }  # fmt: skip
+    folder = {"folder": ROOT / "out/benchmarks/many_at_once"} if quick else {}
+    write_results("many_at_once", rows, settings=settings, seeds=[0], **folder)
+
+
+if __name__ == "__main__":
+    main()
