@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import yaml
+from accelerate import PartialState
+from accelerate.utils import parse_flag_from_env
 from jsonargparse import ArgumentParser, auto_cli, set_parsing_settings
 
 from mole_vl.files import read_text
@@ -65,6 +67,9 @@ def command(component: Callable[..., Any]) -> Any:
     Returns:
         What it returns.
     """
+    # Left to itself, a process that is told to keep to the CPU would not look for its fellows.
+    if parse_flag_from_env("ACCELERATE_USE_CPU"):
+        PartialState(cpu=True)
     # jsonargparse has this setting for all parsers of the process alone.
     set_parsing_settings(unset_sentinel=True)
     try:

@@ -165,7 +165,7 @@ def test_muon_steps_matrices_along_orthogonal_factors_and_adamw_the_rest(tmp_pat
 
 
 def launch(output, *, processes=1, steps=12, save_every=5, delay=0.0):
-    """The toy task in a process of its own (or two, through accelerate)."""
+    """The toy task in a process of its own, or in two, which accelerate then finds itself in."""
     script = [
         str(ROOT / "tests/mole_vl/toy_task.py"),
         str(output),
@@ -175,12 +175,11 @@ def launch(output, *, processes=1, steps=12, save_every=5, delay=0.0):
     ]
     command = [sys.executable, *script]
     if processes > 1:
-        command = [
-            sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes",
-            str(processes), "--num_machines", "1", "--mixed_precision", "no",
-            "--dynamo_backend", "no", "--main_process_port", "0", *script,
-        ]  # fmt: skip
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+        count = ["--standalone", "--nproc_per_node", str(processes)]
+        command = [sys.executable, "-m", "torch.distributed.run", *count, *script]
+    environment = {
+        **os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true",
+    }  # fmt: skip
     with Path(f"{output}.stderr").open("a") as errors:
         return subprocess.Popen(command, cwd=ROOT, env=environment, stderr=errors)
 
@@ -216,6 +215,7 @@ def test_kill_nine_at_random_moments_and_resume(tmp_path):
 def test_two_processes_equal_one(tmp_path):
     finish(launch(tmp_path / "one"), tmp_path / "one")
     finish(launch(tmp_path / "two", processes=2), tmp_path / "two")
+    assert [(tmp_path / n / "processes").read_text() for n in ("one", "two")] == ["1", "2"]
     assert_same(final(tmp_path / "one"), final(tmp_path / "two"), atol=1e-6, rtol=1e-5)
 
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
+from accelerate import PartialState
 from torch import Tensor, nn
 
 from mole_vl import mix
@@ -74,3 +75,4 @@ if __name__ == "__main__":
         log_every=1, progress=False,
     )  # fmt: skip
     fit(ToyTask(delay=float(delay)), settings)
+    (Path(output) / "processes").write_text(str(PartialState().num_processes))

@@ -1,5 +1,6 @@
 """`nlp.train_mixture`: a run from configuration to table, broken off, gone on with, read back."""
 
+import os
 import signal
 import subprocess
 import sys
@@ -11,6 +12,7 @@ import pytest
 import torch
 import yaml
 from peft import PeftModel
+from safetensors.torch import load_file
 
 from mole_vl.mixlora import Form, MixLoRA
 from mole_vl.mixture_folder import mix_saved, save_mixture, take_saved
@@ -28,6 +30,7 @@ from tests.nlp.toys import ROWS, tiny_folder, tiny_model
 # peft still asks transformers by a name that it is about to drop.
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")
 
+ROOT = Path(__file__).parents[2]
 METHODS = {
     "mixlora": MixLoRA(experts=3, form=Form(rank=2, alpha=4), dropout=0.2, jitter=0.1, spread=0.5),
     "dora": MixLoRA(experts=3, form=Form(rank=2, alpha=4, dora=True), dropout=0.2, z=0.1),
@@ -74,37 +77,60 @@ def test_a_run_broken_off_is_the_unbroken_one(config, method, capsys):
     assert tensors(twin.output) == tensors(config.output)
 
 
-def test_kill_nine_and_resume(config, tmp_path):
-    main(config)
+def written(config, folder, name, **method):
+    """The settings as a file, for a run and a mixture of other names."""
+    kind = {"experts": 3, "form": {"rank": 2, "alpha": 4.0}, "spread": 0.5}
     settings = {
-        "method": {
-            "class_path": "mole_vl.mixlora.MixLoRA",
-            "init_args": {
-                "experts": 3, "form": {"rank": 2, "alpha": 4.0}, "dropout": 0.2, "jitter": 0.1,
-                "spread": 0.5,
-            },
-        },
+        "method": {"class_path": "mole_vl.mixlora.MixLoRA", "init_args": kind | method},
         "train": [str(path) for path in config.train],
         "held_out": str(config.held_out),
         "fit": {
-            "output": str(tmp_path / "killed"), "steps": 6, "rows": 4, "lr": 0.02,
+            "output": str(folder / name), "steps": 6, "rows": 4, "lr": 0.02,
             "schedule": "constant", "save_every": 1, "progress": False,
         },
-        "output": str(tmp_path / "after"),
+        "output": str(folder / f"{name}_mixture"),
         "base": config.base,
     }  # fmt: skip
-    file = tmp_path / "mixture.yaml"
+    file = folder / f"{name}.yaml"
     file.write_text(yaml.safe_dump(settings))
-    command = [sys.executable, "-m", "nlp.train_mixture", "--config", str(file)]
-    run = subprocess.Popen(command, cwd=Path(__file__).parents[2])
+    return ["-m", "nlp.train_mixture", "--config", str(file)]
+
+
+def test_two_processes_equal_one(config, tmp_path):
+    how = {"dropout": 0.0, "balance": 1.0, "z": 0.5}
+    alone = [sys.executable, *written(config, tmp_path, "one", **how)]
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    together = [*launcher, "--nproc_per_node", "2", *written(config, tmp_path, "two", **how)]
+    told = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+    for command in (alone, together):
+        subprocess.run(command, cwd=ROOT, check=True, capture_output=True, env=told, timeout=300)
+    one, two = (
+        {
+            str(f.relative_to(tmp_path / f"{name}_mixture")): load_file(f)
+            for f in (tmp_path / f"{name}_mixture").rglob("*.safetensors")
+        }
+        for name in ("one", "two")
+    )
+    assert one.keys() == two.keys()
+    for file, tensors_ in one.items():
+        for key, tensor in tensors_.items():
+            torch.testing.assert_close(two[file][key], tensor, rtol=1e-3, atol=1e-5)
+
+
+def test_kill_nine_and_resume(config, tmp_path):
+    main(config)
+    command = [
+        sys.executable, *written(config, tmp_path, "killed", dropout=0.2, jitter=0.1)
+    ]  # fmt: skip
+    run = subprocess.Popen(command, cwd=ROOT)
     while not (tmp_path / "killed").exists() and run.poll() is None:
         time.sleep(0.01)
     time.sleep(0.05)
     run.send_signal(signal.SIGKILL)
     run.wait()
-    assert not (tmp_path / "after").exists()
-    subprocess.run(command, cwd=Path(__file__).parents[2], check=True, capture_output=True)
-    assert tensors(tmp_path / "after") == tensors(config.output)
+    assert not (tmp_path / "killed_mixture").exists()
+    subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
+    assert tensors(tmp_path / "killed_mixture") == tensors(config.output)
 
 
 def test_going_on_is_not_beginning_anew(config):
