@@ -14,14 +14,15 @@ import torch
 from torch import nn
 
 from mole_vl.calls import Calls
-from mole_vl.experts import Expert
+from mole_vl.experts import Expert, faults_of_form
 from mole_vl.faults import refuse, some
 from mole_vl.files import check_file, new_folder
 from mole_vl.gate_file import GateFile, load_gates, mix_from, read_gates, save_gates
 from mole_vl.mixture import Mixture
 from mole_vl.peft_folder import read_peft, write_peft
 
-_EXPERTS, _GATES = "experts", Path("gates/model.safetensors")
+GATES = Path("gates/model.safetensors")
+_EXPERTS = "experts"
 
 
 def save_mixture(mixture: Mixture, folder: str | Path, base: str | None = None) -> None:
@@ -35,7 +36,7 @@ def save_mixture(mixture: Mixture, folder: str | Path, base: str | None = None) 
     with new_folder(Path(folder)) as partial:
         for expert in mixture.experts():
             write_peft(replace(expert, base=base), partial / _EXPERTS / expert.name)
-        save_gates(mixture, partial / _GATES)
+        save_gates(mixture, partial / GATES)
 
 
 def mix_saved(
@@ -76,17 +77,11 @@ def take_saved(mixture: Mixture, folder: str | Path) -> None:
             f"has {len(mixture.names)} ({some(mixture.names)}): a saved mixture keeps its experts; "
             "take the settings that it was made with, or begin anew without it"
         )
-    faults = []
-    for own, saved in zip(mixture.experts(), experts, strict=True):
-        odd = own.layers.keys() ^ saved.layers.keys()
-        faults += [f"{own.name} is not on the same layers: {some(sorted(odd))}"] if odd else []
-        faults += [
-            f"{own.name} at {path} has rank {saved.layers[path].rank} and scale "
-            f"{saved.layers[path].scale:g} there, {factors.rank} and {factors.scale:g} here"
-            for path, factors in own.layers.items()
-            if path in saved.layers
-            and (factors.rank, factors.scale) != (saved.layers[path].rank, saved.layers[path].scale)
-        ][:1]
+    faults = [
+        fault
+        for own, saved in zip(mixture.experts(), experts, strict=True)
+        for fault in faults_of_form(own, saved)
+    ]
     refuse(str(folder), faults[:3])
     load_gates(mixture, found)
     for path, layer in mixture.layers.items():
@@ -96,6 +91,6 @@ def take_saved(mixture: Mixture, folder: str | Path) -> None:
 
 
 def _read(folder: Path) -> tuple[GateFile, list[Expert]]:
-    check_file("mixture", folder / _GATES, "the gates of a mixture that was trained and saved")
-    found = read_gates(folder / _GATES)
+    check_file("mixture", folder / GATES, "the gates of a mixture that was trained and saved")
+    found = read_gates(folder / GATES)
     return found, [read_peft(folder / _EXPERTS / name) for name in found.names]
