@@ -16,7 +16,7 @@ def values_of(
     A key without a value has its default.
 
     Args:
-        given: Values by key.
+        given: Values by key, but for those that are read elsewhere.
         kind: The class, a dataclass.
         where: What stands before a key in messages.
         aside: Fields that are read elsewhere.
@@ -27,8 +27,6 @@ def values_of(
         parser.add_argument(f"--{name}", type=hint)
     values, faults = {}, []
     for key, value in given.items():
-        if key in aside:
-            continue
         if key not in hints:
             near = get_close_matches(str(key), hints, n=1, cutoff=0.0)
             faults.append(f"unknown key {where}{key}; the nearest known one is {near[0]}")
@@ -38,7 +36,7 @@ def values_of(
             except (ArgumentError, TypeError, ValueError):
                 faults.append(f"{where}{key} is {value!r}, expected {_said(hints[key])}")
     needed = [field.name for field in fields(kind) if field.default is MISSING]
-    absent = [key for key in needed if given.get(key) is None and key not in aside]
+    absent = [key for key in needed if key in hints and given.get(key) is None]
     return values, [*faults, *(f"{where}{key} has no value" for key in absent)]
 
 
@@ -50,6 +48,8 @@ def _said(hint: Any) -> str:
         return {"str": "text", "Path": "a path", "bool": "true or false"}.get(
             hint.__name__, f"a number ({hint.__name__})"
         )
-    if get_origin(hint) is tuple:
+    if get_origin(hint) in (list, tuple):
         return "a list of names"
+    if get_origin(hint) is dict:
+        return "true or false by name"
     return " or ".join(_said(one) for one in get_args(hint) if one is not type(None))

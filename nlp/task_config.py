@@ -286,7 +286,8 @@ def read_config(file: Path) -> TaskMoEConfig:
     tasks = given.get("tasks") or {}
     if not isinstance(tasks, dict):
         raise ValueError(f"{file}: tasks is {tasks!r}, expected tasks by name")
-    outer, faults = values_of(given, TaskMoEConfig, aside=["tasks"])
+    rest = {key: value for key, value in given.items() if key != "tasks"}
+    outer, faults = values_of(rest, TaskMoEConfig, aside=["tasks"])
     inner: dict[str, TaskConfig] = {}
     if not tasks:
         faults.append("tasks has no value")
