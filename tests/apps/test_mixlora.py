@@ -12,18 +12,23 @@ import pytest
 import torch
 from datasets import config as datasets_config
 from safetensors.torch import load_file
+from transformers import T5Config, T5ForConditionalGeneration
 
 from apps import mixlora
 from apps.mixlora import main
+from mole_vl import mix
 from mole_vl.faults import as_messages
-from mole_vl.mixture_folder import mix_saved
+from mole_vl.gates import Average
+from mole_vl.mixture_folder import mix_saved, save_mixture
 from mole_vl.training import read_snapshot
 from nlp import train_experts, train_mixture
 from nlp.adapter import blocks
+from nlp.mixlora_place import Place
 from nlp.models import load_base
 from nlp.task import LanguageTask
+from tests.nlp.families import T5, experts_on
 from tests.nlp.published import CONFIG, publish, tensors_of
-from tests.nlp.toys import quantisable_folder
+from tests.nlp.toys import quantisable_folder, tiny_tokenizer
 
 # peft still asks transformers by a name that it is about to drop.
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")
@@ -355,6 +360,18 @@ def test_an_adapter_that_stands_keeps_its_experts(run, capsys):
     Path("out/other").mkdir()
     with pytest.raises(ValueError, match="out/other stands there and holds no adapter"):
         run("--overwrite", name="other")
+
+
+def test_another_mixture_and_another_base_are_told(run, base, tmp_path):
+    model, _ = load_base(base)
+    experts = experts_on(model, blocks(model))
+    save_mixture(mix(model, experts, gate=Average(), blocks=blocks(model)), Path("out/mixed"))
+    with pytest.raises(ValueError, match="holds a mixture by Average at site 'block', no MixLoRA"):
+        run("--inference")
+    T5ForConditionalGeneration(T5Config(**T5)).save_pretrained(tmp_path / "t5")
+    tiny_tokenizer().save_pretrained(tmp_path / "t5")
+    with pytest.raises(ValueError, match="an encoder-decoder, expected a causal model"):
+        Place(base=str(tmp_path / "t5")).load()
 
 
 def test_keys_without_effect_are_told(run, capsys):
