@@ -1,6 +1,7 @@
 """An expert: one LoRA as named low-rank factors."""
 
 import hashlib
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -165,6 +166,24 @@ def check_names(experts: Sequence[Expert]) -> None:
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         raise ValueError(f"experts share the names {', '.join(twice)}: each needs its own")
+
+
+def faults_of_form(here: Expert, there: Expert) -> list[str]:
+    """What keeps an expert that was saved from being gone on with: other layers, ranks, scales."""
+    odd = here.layers.keys() ^ there.layers.keys()
+    faults = [f"{here.name} is not on the same layers: {some(sorted(odd))}"] if odd else []
+    for path, own in here.layers.items():
+        saved = there.layers.get(path, own)
+        # A scale may have passed a file as an alpha.
+        if saved.rank != own.rank or not math.isclose(saved.scale, own.scale):
+            return [
+                *faults,
+                f"{here.name} at {path} has rank {saved.rank} and scale {saved.scale:g} there, "
+                f"{own.rank} and {own.scale:g} here",
+            ]
+        if saved.tensors().keys() != own.tensors().keys():
+            return [*faults, f"{here.name} at {path} is a DoRA on one side alone"]
+    return faults
 
 
 def check_fit(experts: Sequence[Expert], shapes: Mapping[str, tuple[int, ...]]) -> None:

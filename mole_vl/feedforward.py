@@ -113,18 +113,18 @@ def _tried(path: str, module: nn.Module) -> FeedForward | None:
     if len(shapes) < 2:
         return None
     width = next(iter(shapes.values()))[1]
-    calls = _calls(module, shapes, width)
-    if calls is None:
+    found = trial(module, shapes, width)
+    if found is None:
         return None
-    inlets = [name for name in shapes if torch.equal(calls.read[name], calls.x)]
+    inlets = [name for name in shapes if torch.equal(found.read[name], found.x)]
     last = [name for name in shapes if name not in inlets]
-    if len(last) != 1 or not torch.equal(calls.written[last[0]], calls.y):
+    if len(last) != 1 or not torch.equal(found.written[last[0]], found.y):
         return None
     return FeedForward(path, width, tuple(f"{path}.{name}" for name in inlets), f"{path}.{last[0]}")
 
 
-class _Calls(NamedTuple):
-    """One call of a module, and of each of its layers."""
+class Trial(NamedTuple):
+    """One call of a module, and of each of its layers by its name: what was read and written."""
 
     x: Tensor
     y: Tensor
@@ -133,8 +133,14 @@ class _Calls(NamedTuple):
 
 
 @torch.no_grad()
-def _calls(module: nn.Module, names: Iterable[str], width: int) -> _Calls | None:
-    """A call on positions drawn at random; None where the module does not map each alone."""
+def trial(module: nn.Module, names: Iterable[str], width: int) -> Trial | None:
+    """A call on positions drawn at random; None where the module does not map each alone.
+
+    Args:
+        module: The module.
+        names: Its linear layers' paths in it.
+        width: Width of what it reads.
+    """
     layers = {name: module.get_submodule(name) for name in names}
     weight = next(iter(layers.values())).weight
     assert isinstance(weight, Tensor)
@@ -163,4 +169,4 @@ def _calls(module: nn.Module, names: Iterable[str], width: int) -> _Calls | None
     if not isinstance(y, Tensor) or y.shape != x.shape or read.keys() != layers.keys():
         return None
     alone = torch.allclose(turned.flip(1).float(), y.float(), rtol=1e-2, atol=1e-3)
-    return _Calls(x, y, read, written) if alone else None
+    return Trial(x, y, read, written) if alone else None

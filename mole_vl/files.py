@@ -4,6 +4,7 @@ import errno
 import hashlib
 import json
 import os
+import pickle
 import shutil
 import tempfile
 from collections.abc import Iterable, Iterator
@@ -11,6 +12,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
@@ -141,6 +143,24 @@ def read_tensors(file: Path) -> dict[str, Tensor]:
         return load_file(file)
     except SafetensorError as error:
         raise ValueError(f"{file} is damaged or no safetensors file: {error}") from error
+
+
+def read_pickled_tensors(file: Path) -> dict[str, Tensor]:
+    """The tensors by name that `torch.save` wrote; nothing else in the file is made or run.
+
+    Raises:
+        ValueError: The file is damaged, or holds anything else.
+    """
+    try:
+        found = torch.load(file, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, LookupError) as error:
+        said = str(error).strip().partition("\n")[0]
+        raise ValueError(f"{file} is damaged or holds more than tensors: {said}") from error
+    if not isinstance(found, dict) or not all(
+        isinstance(key, str) and isinstance(value, Tensor) for key, value in found.items()
+    ):
+        raise ValueError(f"{file} holds a {type(found).__name__}, expected tensors by name")
+    return {key: value.detach() for key, value in found.items()}
 
 
 def digest(files: Iterable[Path]) -> str:

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from mole_vl.calls import Calls
-from mole_vl.experts import Expert
+from mole_vl.experts import Expert, faults_of_form
 from mole_vl.faults import refuse, some
 from mole_vl.files import check_file, new_folder
 from mole_vl.gate_file import GateFile, load_gates, mix_from, read_gates, save_gates
@@ -76,23 +76,11 @@ def take_saved(mixture: Mixture, folder: str | Path) -> None:
             f"has {len(mixture.names)} ({some(mixture.names)}): a saved mixture keeps its experts; "
             "take the settings that it was made with, or begin anew without it"
         )
-    faults = []
-    for own, saved in zip(mixture.experts(), experts, strict=True):
-        odd = own.layers.keys() ^ saved.layers.keys()
-        faults += [f"{own.name} is not on the same layers: {some(sorted(odd))}"] if odd else []
-        faults += [
-            f"{own.name} at {path} has rank {saved.layers[path].rank} and scale "
-            f"{saved.layers[path].scale:g} there, {factors.rank} and {factors.scale:g} here"
-            for path, factors in own.layers.items()
-            if path in saved.layers
-            and (factors.rank, factors.scale) != (saved.layers[path].rank, saved.layers[path].scale)
-        ][:1]
-        faults += [
-            f"{own.name} at {path} is a DoRA on one side alone"
-            for path, factors in own.layers.items()
-            if path in saved.layers
-            and factors.tensors().keys() != saved.layers[path].tensors().keys()
-        ][:1]
+    faults = [
+        fault
+        for own, saved in zip(mixture.experts(), experts, strict=True)
+        for fault in faults_of_form(own, saved)
+    ]
     refuse(str(folder), faults[:3])
     load_gates(mixture, found)
     for place, expert in enumerate(experts):

@@ -94,10 +94,7 @@ def rows_of(setting: str, source: RowSource) -> list[TextRow]:
         check_file(setting, source, ROWS)
         return read_rows(source)
     where = f"{setting}: {source}"
-    with loading(where):
-        table = _load(source)
-        if not len(table):
-            raise ValueError(_NO_ROWS)
+    table = table_of(setting, source)
     columns = sorted({c for key in _TEMPLATES for c in _columns(getattr(source, key))})
     found = ", ".join(table.column_names)
     refuse(
@@ -127,6 +124,24 @@ def rows_of(setting: str, source: RowSource) -> list[TextRow]:
             faults.append(f"row {number}: {fault}")
     refuse(where, told(faults))
     return rows
+
+
+def table_of(setting: str, source: DatasetRows) -> Dataset:
+    """A dataset's rows as they are; its templates are not looked at.
+
+    Args:
+        setting: Name of the setting that holds the source, for messages.
+        source: The dataset.
+
+    Raises:
+        FileNotFoundError: There is no such dataset, or the Hub cannot be reached.
+        ValueError: What is there cannot be read or has no rows.
+    """
+    with loading(f"{setting}: {source}"):
+        table = _load(source)
+        if not len(table):
+            raise ValueError(_NO_ROWS)
+        return table
 
 
 def _template_fault(key: str, template: str) -> str | None:

@@ -5,13 +5,11 @@ value has its default.
 """
 
 from collections.abc import Collection, Mapping
-from dataclasses import MISSING, dataclass, fields
-from difflib import get_close_matches
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any, Literal, get_args
 
 import yaml
-from jsonargparse import ArgumentError, ArgumentParser
 
 from mole_vl.faults import at_least, one_of, plain_word, positive, refuse, share
 from mole_vl.files import check_file, read_text
@@ -19,6 +17,7 @@ from mole_vl.training.optimizers import Rule
 from nlp.classifier import Kind
 from nlp.dataset import DatasetRows
 from nlp.encoders import BUILT_IN_ENCODER
+from nlp.keys import values_of
 from nlp.models import BUILT_IN
 from nlp.templates import Template, divided
 
@@ -287,7 +286,8 @@ def read_config(file: Path) -> TaskMoEConfig:
     tasks = given.get("tasks") or {}
     if not isinstance(tasks, dict):
         raise ValueError(f"{file}: tasks is {tasks!r}, expected tasks by name")
-    outer, faults = _values({**given, "tasks": None}, TaskMoEConfig, "")
+    rest = {key: value for key, value in given.items() if key != "tasks"}
+    outer, faults = values_of(rest, TaskMoEConfig, aside=["tasks"])
     inner: dict[str, TaskConfig] = {}
     if not tasks:
         faults.append("tasks has no value")
@@ -295,7 +295,7 @@ def read_config(file: Path) -> TaskMoEConfig:
         if not isinstance(one, dict):
             faults.append(f"tasks.{name} is {one!r}, expected keys with values")
             continue
-        values, odd = _values(one, TaskConfig, f"tasks.{name}.")
+        values, odd = values_of(one, TaskConfig, f"tasks.{name}.")
         faults += odd
         if not odd:
             inner[str(name)] = TaskConfig(**values)
@@ -304,37 +304,3 @@ def read_config(file: Path) -> TaskMoEConfig:
         return TaskMoEConfig(**outer, tasks=inner)
     except ValueError as error:
         raise ValueError(f"{file}: {error}") from error
-
-
-def _values(given: Mapping[Any, Any], kind: type, where: str) -> tuple[dict[str, Any], list[str]]:
-    """What is given for the fields of a settings class, as these are typed, and all faults."""
-    hints = get_type_hints(kind)
-    parser = ArgumentParser(exit_on_error=False)
-    for name, hint in hints.items():
-        parser.add_argument(f"--{name}", type=hint)
-    values, faults = {}, []
-    for key, value in given.items():
-        if key not in hints:
-            near = get_close_matches(str(key), hints, n=1, cutoff=0.0)
-            faults.append(f"unknown key {where}{key}; the nearest known one is {near[0]}")
-        elif value is not None:
-            try:
-                values[key] = parser.parse_object({key: value}, defaults=False)[key]
-            except (ArgumentError, TypeError, ValueError):
-                faults.append(f"{where}{key} is {value!r}, expected {_said(hints[key])}")
-    needed = [field.name for field in fields(kind) if field.default is MISSING]
-    absent = [key for key in needed if given.get(key) is None and key != "tasks"]
-    return values, [*faults, *(f"{where}{key} has no value" for key in absent)]
-
-
-def _said(hint: Any) -> str:
-    """A type in words."""
-    if get_origin(hint) is Literal:
-        return " or ".join(map(repr, get_args(hint)))
-    if isinstance(hint, type) and not get_args(hint):
-        return {"str": "text", "Path": "a path", "bool": "true or false"}.get(
-            hint.__name__, f"a number ({hint.__name__})"
-        )
-    if get_origin(hint) is tuple:
-        return "a list of names"
-    return " or ".join(_said(one) for one in get_args(hint) if one is not type(None))

@@ -17,7 +17,8 @@ from accelerate.utils import set_seed
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import nn
 
-from mole_vl import read_peft, trained_expert, write_peft
+from mole_vl import Expert, read_peft, trained_expert, write_peft
+from mole_vl.experts import faults_of_form
 from mole_vl.faults import as_messages, at_least, plain_word, positive, refuse, share
 from mole_vl.files import check_output
 from mole_vl.program import command
@@ -162,6 +163,7 @@ def train_expert(
     base: str,
     output: Path,
     lesson: Mapping[str, object],
+    start: Expert | None = None,
     watch: Callable[[nn.Module, Callable[[Path], None]], Watch | None] | None = None,
 ) -> None:
     """Train one LoRA on `model`, write its folder, and leave `model` as it was.
@@ -175,8 +177,12 @@ def train_expert(
         base: The base's name, for the folder.
         output: Where the folder `lora.name` is written.
         lesson: What decides the weights beside the loop's own settings.
+        start: An expert of the same form, which the training goes on from.
         watch: Makes a watch of the loop, or None, given the model in training, and what writes the
             expert as it is by now into a folder.
+
+    Raises:
+        ValueError: `start` is of another form.
     """
     set_seed(run.seed)
     # Of the model, the new parts alone are in train mode: their dropout is the only one at work.
@@ -191,6 +197,13 @@ def train_expert(
         ),
     )
 
+    if start is not None:
+        try:
+            _take(adapted.get_base_model(), start)
+        except ValueError:
+            adapted.unload()
+            raise
+
     def write(folder: Path) -> None:
         expert = trained_expert(adapted.get_base_model(), lora.name, base)
         write_peft(expert, folder, dtype=torch.float16)
@@ -202,6 +215,15 @@ def train_expert(
         write(output / lora.name)
     PartialState().wait_for_everyone()
     adapted.unload()
+
+
+@torch.no_grad()
+def _take(model: nn.Module, start: Expert) -> None:
+    """Put an expert's factors into a model under peft's LoRA."""
+    refuse(start.source, faults_of_form(trained_expert(model, start.name), start))
+    for path, factors in start.layers.items():
+        for letter, factor in (("A", factors.a), ("B", factors.b)):
+            model.get_parameter(f"{path}.lora_{letter}.default.weight").copy_(factor)
 
 
 def _held_out(config: ExpertsConfig) -> Mapping[str, Sequence[TextRow]]:

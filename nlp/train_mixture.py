@@ -8,7 +8,7 @@ held-out rows; with `start` it goes on from such a folder. `mole_vl.mixture_fold
 `pipelines.MoLETextGeneration` read it.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +26,7 @@ from mole_vl.mixture_folder import save_mixture, take_saved
 from mole_vl.passes import Record
 from mole_vl.program import command
 from mole_vl.specs import to_data
-from mole_vl.training import FitConfig, fit
+from mole_vl.training import FitConfig, FitResult, fit
 from nlp.adapter import blocks, bound
 from nlp.answers import exact_match
 from nlp.calls import TextCalls
@@ -114,6 +114,33 @@ def mixture_task(
     )
 
 
+def train_mixture(
+    mixture: Mixture,
+    method: Method,
+    rows: Sequence[EncodedRow],
+    run: FitConfig,
+    *,
+    pad: int,
+    lesson: Mapping[str, object],
+) -> FitResult:
+    """Teach a mixture's experts and gates some rows, from the start or where the run stands.
+
+    Args:
+        mixture: The mixture, whose experts learn; it is in eval mode afterwards.
+        method: What made it.
+        rows: What it learns.
+        run: The training loop.
+        pad: The tokenizer's id of padding.
+        lesson: What decides the weights beside the method and the loop's own settings.
+    """
+    task = mixture_task(mixture, method, rows, pad=pad)
+    # Of the model, the new parts alone are in train mode: their dropout is the only one at work.
+    mixture.train()
+    result = fit(task, run, {"method": to_data(method), **lesson})
+    mixture.eval()
+    return result
+
+
 def hits_by_arm(
     mixture: Mixture, tokenizer: Tokenizer, rows: Sequence[EncodedRow], batch_rows: int
 ) -> dict[str, list[bool]]:
@@ -148,10 +175,7 @@ def main(config: MixtureConfig) -> None:
     mixture = config.method.mix(model, blocks=blocks(model), calls=TextCalls())
     if config.start is not None:
         take_saved(mixture, config.start)
-    pad = tokenizer.pad_token_id
-    task = mixture_task(mixture, config.method, learned, pad=pad)
     lesson = {
-        "method": to_data(config.method),
         "base": config.base,
         "train": digest_rows(train),
         "style": config.style,
@@ -159,10 +183,8 @@ def main(config: MixtureConfig) -> None:
         **({"quantise": config.quantise} if config.quantise else {}),
         **({"start": list(mixture.digests)} if config.start else {}),
     }
-    # Of the model, the new parts alone are in train mode: their dropout is the only one at work.
-    mixture.train()
-    result = fit(task, config.fit, lesson)
-    mixture.eval()
+    pad = tokenizer.pad_token_id
+    result = train_mixture(mixture, config.method, learned, config.fit, pad=pad, lesson=lesson)
     if PartialState().is_main_process:
         save_mixture(mixture, config.output, config.base)
         print(f"{result.step} steps, {result.seconds:.0f} s; mixture in {config.output}")

@@ -86,9 +86,12 @@ class TopP(Choice):
 
     Args:
         p: The sum, below 1.
+        renormalise: Whether their weights sum to 1, so that experts that change nothing leave the
+            base as it is. MoE-PEFT weighs them by their shares alone.
     """
 
     p: float = 0.8
+    renormalise: bool = True
 
     def __post_init__(self) -> None:
         refuse("TopP", [share("p", self.p), positive("p", self.p)])
@@ -101,10 +104,8 @@ class TopP(Choice):
         before = best.detach().cumsum(-1) - best.detach()
         taken = (before < self.p) & (best > 0)
         k = int(taken.sum(-1).max()) if taken.numel() else 1
-        best = (best * taken)[..., :k]
-        return best / best.sum(-1, keepdim=True), places[..., :k].masked_fill(
-            ~taken[..., :k], NOBODY
-        )
+        best, places = (best * taken)[..., :k], places[..., :k].masked_fill(~taken[..., :k], NOBODY)
+        return (best / best.sum(-1, keepdim=True) if self.renormalise else best), places
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -108,3 +108,9 @@ def read_snapshot(folder: Path) -> Snapshot | None:
             f"{newest} is damaged ({type(error).__name__}: {said}): remove it, and the run starts "
             "anew"
         ) from error
+
+
+def drop_snapshots(folder: Path) -> None:
+    """Remove the snapshots of a run whose outcome is kept elsewhere; its log stays."""
+    for old in _snapshots(folder):
+        shutil.rmtree(old)
