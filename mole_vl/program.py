@@ -79,7 +79,7 @@ def command(
         What it returns.
     """
     several = isinstance(component, Mapping)
-    how = {"prog": name, "usage": None} if several else {"prog": name}
+    how: dict[str, Any] = {"prog": name, "usage": None} if several else {"prog": name}
     # jsonargparse has this setting for all parsers of the process alone.
     set_parsing_settings(unset_sentinel=True)
     try:
