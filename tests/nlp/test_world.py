@@ -169,7 +169,7 @@ WORDNET = """  1 This line is of the licence.
 INDEX = """  1 This line too.
 cat n 1 2 @ ! 1 0 00000030
 creature n 1 0 1 0 00000010
-dog n 2 1 @ 2 0 00000020 00000040
+dog n 2 1 @ 2 1 00000020 00000040
 hound n 1 1 @ 1 0 00000020
 """
 
@@ -180,6 +180,7 @@ def test_wordnet_is_read_by_the_first_sense(tmp_path):
     net = WordNet(tmp_path, "noun")
     assert list(net.words()) == ["cat", "creature", "dog", "hound"]
     assert net.field("dog") == "animal"
+    assert (net.tagged("dog"), net.tagged("cat")) == (1, 0)
     assert net.kinds("dog") == [{"creature"}]
     assert net.kinds("creature") == []
     assert net.opposites("cat") == {"dog"}
