@@ -62,7 +62,9 @@ def _fault(file: Path) -> str | None:
 
 
 def command(
-    component: Callable[..., Any] | Mapping[str, Callable[..., Any]], name: str | None = None
+    component: Callable[..., Any] | Mapping[str, Callable[..., Any]],
+    name: str | None = None,
+    about: str | None = None,
 ) -> Any:
     """Call a function, or make a settings object, with what the command line says.
 
@@ -74,12 +76,15 @@ def command(
         component: The function or class; its docstring tells its settings. Or several, by the word
             that chooses among them.
         name: What the program calls itself; its file if not given.
+        about: What `--help` says of it first; what the docstring says if not given.
 
     Returns:
         What it returns.
     """
     several = isinstance(component, Mapping)
-    how: dict[str, Any] = {"prog": name, "usage": None} if several else {"prog": name}
+    how: dict[str, Any] = {"prog": name, "description": about}
+    if several:
+        how["usage"] = None
     # jsonargparse has this setting for all parsers of the process alone.
     set_parsing_settings(unset_sentinel=True)
     try:

@@ -9,10 +9,10 @@ from typing import Any, TypeAlias
 
 from datasets import ClassLabel
 
-from mole_vl.faults import refuse, told
+from mole_vl.faults import refuse
 from mole_vl.files import check_file
 from nlp.data import ROWS, TextRow, read_rows
-from nlp.tables import load_table, loading
+from nlp.tables import each, load_table, loading
 
 _TEMPLATES = tuple(key.name for key in fields(TextRow))
 
@@ -105,16 +105,9 @@ def rows_of(setting: str, source: RowSource) -> list[TextRow]:
     )
     known = {c: kind.names for c, kind in table.features.items() if isinstance(kind, ClassLabel)}
     names = {**known, **source.labels}
-    rows, faults = [], []
     with loading(where):
-        table_rows = table.select_columns(columns).to_list()
-    for number, values in enumerate(table_rows):
-        try:
-            rows.append(_row(source, _named(values, names)))
-        except ValueError as fault:
-            faults.append(f"row {number}: {fault}")
-    refuse(where, told(faults))
-    return rows
+        rows = table.select_columns(columns).to_list()
+    return each(where, enumerate(rows), lambda values: _row(source, _named(values, names)))
 
 
 def _template_fault(key: str, template: str) -> str | None:

@@ -3,10 +3,10 @@
 import csv
 import glob
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from datasets import (
     Dataset,
@@ -20,7 +20,10 @@ from datasets.exceptions import DatasetsError
 from datasets.table import CastError
 from pandas.errors import ParserWarning
 
+from mole_vl.faults import refuse, told
 from nlp.hub import first_line, is_hub_id
+
+T = TypeVar("T")
 
 _DELIMITERS = {".csv": ",", ".tsv": "\t"}
 _BUILDERS = {".csv": "csv", ".tsv": "csv", ".json": "json", ".jsonl": "json", ".parquet": "parquet"}
@@ -66,6 +69,63 @@ def load_splits(name: str) -> dict[str, Dataset]:
     if not tables:
         raise ValueError(_NO_ROWS)
     return tables
+
+
+def rows_with(where: str, name: str, columns: Iterable[str]) -> list[dict[str, Any]]:
+    """All rows of a dataset's split train, by column.
+
+    Args:
+        where: What messages call it.
+        name: As for `load_table`.
+        columns: Those that it must have.
+
+    Raises:
+        FileNotFoundError: There is no such dataset.
+        ValueError: It cannot be read, or lacks a column.
+    """
+    with loading(where):
+        table = load_table(name)
+    check_columns(where, table, columns)
+    with loading(where):
+        return table.to_list()
+
+
+def check_columns(where: str, table: Dataset, columns: Iterable[str]) -> None:
+    """Raise ValueError for the columns that a dataset lacks."""
+    found = table.column_names
+    refuse(
+        where,
+        [
+            f"no column {column!r} (found {', '.join(found)})"
+            for column in columns
+            if column not in found
+        ],
+    )
+
+
+def each(
+    where: str,
+    rows: Iterable[tuple[int, Mapping[str, Any]]],
+    make: Callable[[Mapping[str, Any]], T],
+) -> list[T]:
+    """What is made of each row.
+
+    Args:
+        where: What messages call the rows.
+        rows: Their numbers and values by column.
+        make: Makes it, or raises ValueError.
+
+    Raises:
+        ValueError: The rows of which nothing could be made, by their numbers.
+    """
+    found, faults = [], []
+    for number, values in rows:
+        try:
+            found.append(make(values))
+        except ValueError as fault:
+            faults.append(f"row {number}: {fault}")
+    refuse(where, told(faults))
+    return found
 
 
 def _is_saved(path: Path) -> bool:
