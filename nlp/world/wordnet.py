@@ -92,6 +92,10 @@ class WordNet:
         """How many of its senses WordNet's makers met in the texts that they tagged; 0: rare."""
         return self._index[word][1]
 
+    def spelt(self, word: str) -> str:
+        """A word as its first sense spells it: a name has its capitals."""
+        return next(one for one in self._first(word).words if one.lower() == word)
+
     def field(self, word: str) -> str:
         """The field of the first sense, such as `animal` of `dog`."""
         return self._first(word).field.partition(".")[2]

@@ -1,0 +1,93 @@
+"""A tiny LLaMA of any depth, a tokenizer that reads ScienceQA's prompts, and questions."""
+
+import json
+from pathlib import Path
+
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from nlp.scienceqa.template import ALPACA
+
+KNITTING = {
+    "image": None,
+    "question": "Is the following trait inherited or acquired?\nSasha is good at knitting hats.",
+    "choices": ["acquired", "inherited"],
+    "answer": 0,
+    "hint": "Hint: People who can knit had to learn how to do it.",
+    "task": "closed choice",
+    "grade": "grade5",
+    "subject": "natural science",
+    "topic": "biology",
+    "category": "Traits and heredity",
+    "skill": "Inherited and acquired traits",
+    "lecture": "L1.\nL2.",
+    "solution": "S1.",
+}
+SOLIDS = ["rock", "ice", "wood", "gold", "salt", "glass"]
+FLUIDS = ["milk", "rain", "juice", "oil", "wine", "ink"]
+
+
+def pick(number: int) -> dict:
+    """One of twelve questions, whose word tells the answer."""
+    right = number % 2
+    choices = [FLUIDS[number // 2 % 6], SOLIDS[number // 2 % 6]]
+    return {
+        **KNITTING,
+        "question": f"Pick {choices[right]}.",
+        "choices": choices,
+        "answer": right,
+        "hint": "",
+    }
+
+
+def as_json(path: Path, rows) -> Path:
+    path.write_text(json.dumps(list(rows)))
+    return path
+
+
+def tokenizer(begin: bool = True) -> PreTrainedTokenizerFast:
+    """Bytes in pairs, as many as the prompts need to be short."""
+    found = Tokenizer(models.BPE())
+    found.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    found.decoder = decoders.ByteLevel()
+    texts = [ALPACA.prompt("Context: N/A\nQuestion: Which is a solid?\nOptions: (A) (B)\n")] * 9
+    texts += ["Answer: The answer is A. Answer: The answer is B. BECAUSE:", *SOLIDS, *FLUIDS]
+    found.train_from_iterator(
+        texts,
+        trainers.BpeTrainer(
+            vocab_size=420,
+            special_tokens=["<s>", "</s>"],
+            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+            show_progress=False,
+        ),
+    )
+    if begin:
+        found.post_processor = processors.TemplateProcessing(
+            single="<s> $A", special_tokens=[("<s>", 0)]
+        )
+    fast = PreTrainedTokenizerFast(tokenizer_object=found, bos_token="<s>", eos_token="</s>")
+    fast.pad_token = "</s>"
+    return fast
+
+
+def base(folder: Path, layers: int = 2, width: int = 16, begin: bool = True) -> Path:
+    """Model and tokenizer as a transformers folder."""
+    fast = tokenizer(begin)
+    config = LlamaConfig(
+        vocab_size=len(fast),
+        hidden_size=width,
+        intermediate_size=2 * width,
+        num_hidden_layers=layers,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        max_position_embeddings=512,
+        initializer_range=0.2,
+        bos_token_id=0,
+        eos_token_id=1,
+        pad_token_id=1,
+    )
+    torch.manual_seed(0)
+    LlamaForCausalLM(config).save_pretrained(folder)
+    fast.save_pretrained(folder)
+    return folder
