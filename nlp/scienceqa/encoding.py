@@ -61,5 +61,5 @@ def _cut(row: EncodedRow, room: int, begin: int | None) -> EncodedRow:
 
 
 def cut_texts(rows: Sequence[EncodedRow], most: int) -> list[EncodedRow]:
-    """Rows of at most so many tokens: what is too much goes from the end."""
+    """Texts, whose prompt is one token, of at most so many: what is too much goes from the end."""
     return [replace(row, answer=row.answer[: most - len(row.prompt)]) for row in rows]

@@ -24,17 +24,15 @@ KNITTING = {
     "lecture": "L1.\nL2.",
     "solution": "S1.",
 }
-SOLIDS = ["rock", "ice", "wood", "gold", "salt", "glass"]
-FLUIDS = ["milk", "rain", "juice", "oil", "wine", "ink"]
 
 
 def pick(number: int) -> dict:
-    """One of twelve questions, whose word tells the answer."""
+    """One of many questions, whose words tell the answer."""
     right = number % 2
-    choices = [FLUIDS[number // 2 % 6], SOLIDS[number // 2 % 6]]
+    choices = ["milk", "rock"]
     return {
         **KNITTING,
-        "question": f"Pick {choices[right]}.",
+        "question": f"Pick {' '.join([choices[right]] * (6 + number // 2))}.",
         "choices": choices,
         "answer": right,
         "hint": "",
@@ -52,7 +50,7 @@ def tokenizer(begin: bool = True) -> PreTrainedTokenizerFast:
     found.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     found.decoder = decoders.ByteLevel()
     texts = [ALPACA.prompt("Context: N/A\nQuestion: Which is a solid?\nOptions: (A) (B)\n")] * 9
-    texts += ["Answer: The answer is A. Answer: The answer is B. BECAUSE:", *SOLIDS, *FLUIDS]
+    texts += ["Answer: The answer is A. Answer: The answer is B. BECAUSE:", "milk rock Pick"]
     found.train_from_iterator(
         texts,
         trainers.BpeTrainer(
