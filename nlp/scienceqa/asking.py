@@ -19,8 +19,8 @@ from nlp.calls import TextCalls
 from nlp.data import EncodedRow, TextRow, Tokenizer, check_lengths, to_device
 from nlp.forms import form_of
 from nlp.models import load_base
+from nlp.scienceqa.config import CAUSAL
 from nlp.scienceqa.numbers import Numbers, by_layer, numbers, words
-from nlp.scienceqa.train import CAUSAL
 
 
 @dataclass(frozen=True)

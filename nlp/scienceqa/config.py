@@ -17,6 +17,8 @@ from nlp.scienceqa.template import BUILT_IN
 from nlp.wandb_watch import switch_faults
 
 BASE = "NousResearch/Llama-2-7b-hf"
+CAUSAL = "AutoModelForCausalLM"
+"""What loads a base of the kind that is trained and asked here."""
 PROJECTIONS = "q_proj,v_proj,k_proj,o_proj,gate_proj,down_proj,up_proj"
 BALANCE = 0.001
 """Factor of the balance loss where it is asked for."""

@@ -22,7 +22,7 @@ class HeldOut:
     Args:
         mixture: In training.
         tokenizer: Its model's.
-        rows: At least one, which are not learned.
+        rows: Those that are not learned.
         run: The loop; the file lies in its folder.
         batch_rows: Rows of a forward.
     """
@@ -68,6 +68,6 @@ class HeldOut:
             with new_file(self.file) as partial:
                 partial.write_text(json.dumps({**kept, str(progress.step): loss}, indent=1))
 
-    def last(self) -> float:
-        """What was told last."""
-        return list(read_object(self.file).values())[-1]
+    def last(self) -> float | None:
+        """What was told last, if anything was."""
+        return list(read_object(self.file).values())[-1] if self.file.is_file() else None

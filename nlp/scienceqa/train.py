@@ -10,6 +10,7 @@ from accelerate import PartialState
 from mole_vl import Mixture
 from mole_vl.files import check_output
 from mole_vl.mixture_folder import save_mixture, take_saved
+from mole_vl.mola import MoLA
 from mole_vl.specs import to_data
 from mole_vl.training import FitConfig, Progress, Watch, fit
 from nlp.adapter import blocks
@@ -17,16 +18,13 @@ from nlp.calls import TextCalls
 from nlp.data import EncodedRow, TextRow, Tokenizer, digest_rows
 from nlp.forms import form_of
 from nlp.models import load_base
-from nlp.scienceqa.config import InstructionConfig, MoLATraining, TrainConfig, mola_of
+from nlp.scienceqa.config import CAUSAL, InstructionConfig, MoLATraining, TrainConfig, mola_of
 from nlp.scienceqa.encoding import cut_prompts, cut_texts, encode
 from nlp.scienceqa.held_out import HeldOut
 from nlp.scienceqa.reading import instructions, texts
 from nlp.scienceqa.template import template_of
 from nlp.train_mixture import mixture_task
 from nlp.wandb_watch import watch_by
-
-CAUSAL = "AutoModelForCausalLM"
-"""What loads a base that can be trained here."""
 
 _Cut = Callable[[Sequence[EncodedRow], int, Tokenizer], list[EncodedRow]]
 
@@ -89,11 +87,11 @@ def _train(config: MoLATraining, rows: Sequence[TextRow], cut: _Cut, lost: str) 
     most = min(config.cutoff_len, form_of(model).longest or config.cutoff_len)
     how = partial(encode, inputs=config.train_on_inputs, end=config.add_eos_token)
     whole = [how(row, tokenizer) for row in rows]
-    encoded = cut(whole, most, tokenizer)
-    long = sum(one != other for one, other in zip(whole, encoded, strict=True))
+    rows_cut = cut(whole, most, tokenizer)
+    long = sum(one != other for one, other in zip(whole, rows_cut, strict=True))
     if long and main:
         print(f"{long} of {len(rows)} rows have more than {most} tokens, and lose {lost}")
-    learned, held_out = divided(encoded, config.held_out(len(encoded)), config.seed)
+    learned, held_out = divided(rows_cut, config.held_out(len(rows)), config.seed)
     method = mola_of(config, model, blocks(model))
     mixture = method.mix(model, blocks=blocks(model), calls=TextCalls())
     if config.resume_from_checkpoint:
@@ -101,30 +99,40 @@ def _train(config: MoLATraining, rows: Sequence[TextRow], cut: _Cut, lost: str) 
     task = mixture_task(
         mixture, method, learned, pad=tokenizer.pad_token_id, alike=config.group_by_length
     )
-    lesson = {
+    run = config.loop(len(learned))
+    watch = HeldOut(mixture, tokenizer, held_out, run, config.micro_batch_size)
+    # Of the model, the new parts alone are in train mode: their dropout is the only one at work.
+    mixture.train()
+    result = fit(
+        task,
+        run,
+        _lesson(config, method, mixture, learned),
+        _watches(config, mixture, run, watch if held_out else None),
+    )
+    mixture.eval()
+    if main:
+        save_mixture(mixture, config.output_dir, config.base_model)
+        loss = watch.last()
+        told = "" if loss is None else f", held-out loss {loss:.4f}"
+        print(f"{result.step} steps, {result.seconds:.0f} s{told}; mixture in {config.output_dir}")
+    PartialState().wait_for_everyone()
+
+
+def _lesson(
+    config: MoLATraining, method: MoLA, mixture: Mixture, learned: Sequence[EncodedRow]
+) -> dict[str, object]:
+    """What decides the weights beside the loop's own settings."""
+    return {
         "method": to_data(method),
         "base": config.base_model,
         "train": digest_rows(row.row for row in learned),
-        "cutoff_len": most,
+        "cutoff_len": config.cutoff_len,
         "train_on_inputs": config.train_on_inputs,
         "add_eos_token": config.add_eos_token,
         "group_by_length": config.group_by_length,
         "load_in_8bit": config.load_in_8bit,
         **({"start": list(mixture.digests)} if config.resume_from_checkpoint else {}),
     }
-    run = config.loop(len(learned))
-    watch = (
-        HeldOut(mixture, tokenizer, held_out, run, config.micro_batch_size) if held_out else None
-    )
-    # Of the model, the new parts alone are in train mode: their dropout is the only one at work.
-    mixture.train()
-    result = fit(task, run, lesson, _watches(config, mixture, run, watch))
-    mixture.eval()
-    if main:
-        save_mixture(mixture, config.output_dir, config.base_model)
-        told = f", held-out loss {watch.last():.4f}" if watch else ""
-        print(f"{result.step} steps, {result.seconds:.0f} s{told}; mixture in {config.output_dir}")
-    PartialState().wait_for_everyone()
 
 
 def divided(
