@@ -6,7 +6,7 @@ explanation (the row's solution), A answer, G a rationale that was generated bef
 The texts are those of lupantech/ScienceQA (`models/base_prompt.py`), with the inputs and outputs
 that amazon-science/mm-cot adds; answers are cleaned as they are there. In both, and so here, AL
 tells the solution and AE the lecture, the other way round than their letters say: whoever compares
-results by these names wants these texts.
+results by these names wants these texts. The second full stop of LE is mm-cot's.
 """
 
 from collections.abc import Mapping

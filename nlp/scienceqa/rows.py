@@ -35,14 +35,14 @@ def question_of(values: Mapping[str, Any]) -> Question:
         raise ValueError(f"choices is {choices!r}, expected a list of texts")
     if not 2 <= len(choices) <= len(LETTERS):
         raise ValueError(f"choices is {choices!r}, expected 2 to {len(LETTERS)} texts")
-    if not all(_said(choice) for choice in choices):
+    if not all(_has_text(choice) for choice in choices):
         raise ValueError(f"choices is {choices!r}, expected texts")
     if type(answer) is not int or not 0 <= answer < len(choices):
         raise ValueError(
             f"answer is {answer!r}, expected the place of one of the {len(choices)} choices, "
             f"0 to {len(choices) - 1}"
         )
-    if not _said(values["question"]):
+    if not _has_text(values["question"]):
         raise ValueError(f"question is {values['question']!r}, expected some text")
     texts = {}
     for column in ("hint", "lecture", "solution", "rationale"):
@@ -107,7 +107,7 @@ def read_splits(name: str, form: Format) -> dict[str, list[Values]]:
     return _divided(where, next(iter(found.values()))) if alone else found
 
 
-def _said(text: object) -> bool:
+def _has_text(text: object) -> bool:
     return isinstance(text, str) and bool(text.strip()) and is_text(text)
 
 

