@@ -1,7 +1,7 @@
 """The command line of a program: its settings, from YAML files and from what is typed."""
 
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -17,6 +17,15 @@ _USAGE = "%(prog)s [--config FILE] [--SETTING VALUE ...]"
 
 class _Parser(ArgumentParser):
     """Says what is wrong in one line."""
+
+    def __init__(self, *args: Any, **how: Any) -> None:
+        # An abbreviation would be another setting's as soon as there is a new one.
+        super().__init__(*args, **{"usage": _USAGE, "allow_abbrev": False, **how})
+
+    def add_argument(self, *names: Any, **how: Any) -> Any:
+        """As jsonargparse does; what is true or false may stand without a value, and is true."""
+        bare = {"nargs": "?", "const": True} if how.get("type") is bool else {}
+        return super().add_argument(*names, **{**bare, **how})
 
     def parse_args(self, args: Sequence[str] | None = None, *rest: Any, **how: Any) -> Any:
         """As jsonargparse does, after a look at the files of settings, which it would not name."""
@@ -54,15 +63,22 @@ def _fault(file: Path) -> str | None:
     return None if isinstance(found, dict) else f"{file} holds {found!r}, expected settings"
 
 
-def command(component: Callable[..., Any]) -> Any:
+def command(
+    component: Callable[..., Any] | Mapping[str, Callable[..., Any]],
+    name: str | None = None,
+    about: str | None = None,
+) -> Any:
     """Call a function, or make a settings object, with what the command line says.
 
     Every parameter is a setting, of its own type: a setting without a value is no `None`, unless
-    its type has one. Faults of the command line and of the files that it names end the program with
-    a message and exit code 2.
+    its type has one; one that is true or false is true then. Faults of the command line and of the
+    files that it names end the program with a message and exit code 2.
 
     Args:
-        component: The function or class; its docstring tells its settings.
+        component: The function or class; its docstring tells its settings. Or several, by the word
+            that chooses among them.
+        name: What the program calls itself; its file if not given.
+        about: What `--help` says of it first; what the docstring says if not given.
 
     Returns:
         What it returns.
@@ -70,9 +86,19 @@ def command(component: Callable[..., Any]) -> Any:
     # Left to itself, a process that is told to keep to the CPU would not look for its fellows.
     if parse_flag_from_env("ACCELERATE_USE_CPU"):
         PartialState(cpu=True)
+    several = isinstance(component, Mapping)
+    how: dict[str, Any] = {"prog": name, "description": about}
+    if several:
+        how["usage"] = None
     # jsonargparse has this setting for all parsers of the process alone.
     set_parsing_settings(unset_sentinel=True)
     try:
-        return auto_cli(component, as_positional=False, parser_class=_Parser, usage=_USAGE)
+        return auto_cli(
+            dict(component) if several else component,
+            as_positional=False,
+            return_instance=True,
+            parser_class=_Parser,
+            **how,
+        )
     finally:
         set_parsing_settings(unset_sentinel=False)

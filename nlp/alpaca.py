@@ -14,7 +14,7 @@ from datasets import Dataset
 from mole_vl.faults import refuse, told
 from mole_vl.files import check_file, read_object
 from nlp.data import EncodedRow, TextRow, Tokenizer, is_text
-from nlp.dataset import DatasetRows, loading, table_of
+from nlp.tables import load_table, loading
 
 _COLUMNS = ("instruction", "input", "output")
 _KEYS = {"description", "prompt_input", "prompt_no_input", "response_split"}
@@ -118,7 +118,8 @@ def load_alpaca(setting: str, data: str) -> Dataset:
         ValueError: It cannot be read, has no rows, or lacks instruction or output.
     """
     name, _, subset = (data, "", "") if Path(data).exists() else data.partition(":")
-    table = table_of(setting, DatasetRows(dataset=name, subset=subset or None))
+    with loading(f"{setting}: {data}"):
+        table = load_table(name, subset or None)
     refuse(
         f"{setting}: {data}",
         [

@@ -58,18 +58,22 @@ class TextRow:
 
 @dataclass(frozen=True)
 class EncodedRow:
-    """A row as token ids; the answer ends with the end-of-sequence token."""
+    """A row as token ids; the answer ends with the end-of-sequence token, as a rule.
+
+    With `inputs` the prompt is scored too, all but its first token, which nothing predicts.
+    """
 
     prompt: tuple[int, ...]
     answer: tuple[int, ...]
     row: TextRow
+    inputs: bool = False
 
 
 class TextBatch(TypedDict):
     """Rows side by side, of shape (B, T); an encoder-decoder's labels have a T of their own.
 
     `prompt_mask` is True on the real tokens of each prompt, False on answers and padding.
-    `labels` are the ids of the answer and its end, IGNORED elsewhere.
+    `labels` are the ids of what is scored, the answer and its end, IGNORED elsewhere.
     """
 
     input_ids: Tensor
@@ -244,12 +248,17 @@ def padded(rows: Sequence[Sequence[int]], fill: int) -> tuple[Tensor, Tensor]:
 def collate(rows: Sequence[EncodedRow], pad: int) -> TextBatch:
     """Prompts and answers in one sequence, padded on the right with the id `pad`."""
     ids, real = padded([row.prompt + row.answer for row in rows], pad)
-    labels, _ = padded([(IGNORED,) * len(row.prompt) + row.answer for row in rows], IGNORED)
+    labels, _ = padded([_labels(row) for row in rows], IGNORED)
     lengths = torch.tensor([len(row.prompt) for row in rows])
     prompt_mask = torch.arange(ids.shape[1]) < lengths[:, None]
     return TextBatch(
         input_ids=ids, attention_mask=real.long(), labels=labels, prompt_mask=prompt_mask
     )
+
+
+def _labels(row: EncodedRow) -> tuple[int, ...]:
+    ignored = min(1, len(row.prompt)) if row.inputs else len(row.prompt)
+    return (IGNORED,) * ignored + (row.prompt + row.answer)[ignored:]
 
 
 def collate_prompts(rows: Sequence[EncodedRow], pad: int) -> TextBatch:

@@ -1,30 +1,19 @@
 """Rows of any dataset: of a file, a folder or the Hub, through templates over its columns."""
 
-import csv
-import glob
 import re
-import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from string import Formatter
 from typing import Any, TypeAlias
 
-from datasets import ClassLabel, Dataset, Features, Value, load_dataset
-from datasets.exceptions import DatasetsError
-from datasets.table import CastError
-from pandas.errors import ParserWarning
+from datasets import ClassLabel
 
-from mole_vl.faults import refuse, told
+from mole_vl.faults import refuse
 from mole_vl.files import check_file
 from nlp.data import ROWS, TextRow, read_rows
-from nlp.hub import first_line, is_hub_id
+from nlp.tables import each, load_table, loading
 
-_DELIMITERS = {".csv": ",", ".tsv": "\t"}
-_BUILDERS = {".csv": "csv", ".tsv": "csv", ".json": "json", ".jsonl": "json", ".parquet": "parquet"}
-_NO_ROWS = "it holds no rows"
-_OF_NO_ROWS = ("corresponds to no data", "BatchSize must be greater than 0")
 _TEMPLATES = tuple(key.name for key in fields(TextRow))
 
 
@@ -36,7 +25,8 @@ class DatasetRows:
     `{answers[text][0]}` for a part of it, and a column of class labels for the label's name.
 
     Args:
-        dataset: A file (.csv, .tsv, .json, .jsonl, .parquet), a folder of such files, or a Hub id.
+        dataset: A file (.csv, .tsv, .json, .jsonl, .parquet), a folder of such files or one that
+            `save_to_disk` wrote, or a Hub id.
         subset: Name of one of a Hub dataset's configurations; a file has none.
         split: The split, or a slice of it, such as `train[:16]`; a file is the split `train`.
         prompt: Template of what a model is shown.
@@ -94,7 +84,8 @@ def rows_of(setting: str, source: RowSource) -> list[TextRow]:
         check_file(setting, source, ROWS)
         return read_rows(source)
     where = f"{setting}: {source}"
-    table = table_of(setting, source)
+    with loading(where):
+        table = load_table(source.dataset, source.subset, source.split)
     columns = sorted({c for key in _TEMPLATES for c in _columns(getattr(source, key))})
     found = ", ".join(table.column_names)
     refuse(
@@ -114,34 +105,9 @@ def rows_of(setting: str, source: RowSource) -> list[TextRow]:
     )
     known = {c: kind.names for c, kind in table.features.items() if isinstance(kind, ClassLabel)}
     names = {**known, **source.labels}
-    rows, faults = [], []
     with loading(where):
-        table_rows = table.select_columns(columns).to_list()
-    for number, values in enumerate(table_rows):
-        try:
-            rows.append(_row(source, _named(values, names)))
-        except ValueError as fault:
-            faults.append(f"row {number}: {fault}")
-    refuse(where, told(faults))
-    return rows
-
-
-def table_of(setting: str, source: DatasetRows) -> Dataset:
-    """A dataset's rows as they are; its templates are not looked at.
-
-    Args:
-        setting: Name of the setting that holds the source, for messages.
-        source: The dataset.
-
-    Raises:
-        FileNotFoundError: There is no such dataset, or the Hub cannot be reached.
-        ValueError: What is there cannot be read or has no rows.
-    """
-    with loading(f"{setting}: {source}"):
-        table = _load(source)
-        if not len(table):
-            raise ValueError(_NO_ROWS)
-        return table
+        rows = table.select_columns(columns).to_list()
+    return each(where, enumerate(rows), lambda values: _row(source, _named(values, names)))
 
 
 def _template_fault(key: str, template: str) -> str | None:
@@ -160,97 +126,6 @@ def _columns(template: str) -> list[str]:
     """Names of the columns that a template asks for."""
     asked = [name for _, name, _, _ in Formatter().parse(template) if name is not None]
     return [re.split(r"[.\[]", name)[0] for name in asked]
-
-
-@contextmanager
-def loading(where: str) -> Iterator[None]:
-    """What datasets says of what it cannot find or read, in one sentence."""
-    try:
-        yield
-    except OSError as error:
-        raise FileNotFoundError(f"{where}, was not loaded: {first_line(error)}") from error
-    except UnicodeDecodeError as error:
-        raise ValueError(
-            f"{where}, was not loaded: it is no UTF-8 text ({error.reason})"
-        ) from error
-    except (ValueError, DatasetsError, StopIteration) as error:
-        raise ValueError(f"{where}, was not loaded: {_said(error)}") from error
-
-
-def _said(error: BaseException) -> str:
-    """What one of datasets' errors comes down to."""
-    cause = error.__cause__ or error
-    if isinstance(cause, CastError):
-        # Files with other columns than one another: which ones, its later lines say.
-        return " ".join(str(cause).split())
-    said = first_line(cause)
-    return _NO_ROWS if any(words in said for words in _OF_NO_ROWS) else said
-
-
-def _load(source: DatasetRows) -> Dataset:
-    path = Path(source.dataset)
-    builder = _BUILDERS.get(path.suffix)
-    if builder and not path.is_dir():
-        if not path.is_file():
-            raise FileNotFoundError("there is no such file")
-        if source.subset is not None:
-            raise ValueError(f"a file has no subset {source.subset!r}")
-        if not path.stat().st_size:
-            raise ValueError("the file is empty")
-        if builder == "json":
-            _check_objects(path)
-        # Patterns are looked for otherwise.
-        files = glob.escape(str(path))
-        how = _csv_settings([path]) if builder == "csv" else {}
-        with warnings.catch_warnings():
-            # A line of more cells than the header: pandas would only warn that it drops them.
-            warnings.simplefilter("error", ParserWarning)
-            return load_dataset(builder, data_files=files, split=source.split, **how)
-    if not path.is_dir() and not is_hub_id(source.dataset):
-        raise FileNotFoundError(
-            f"it is no {', '.join(_BUILDERS)} file, no folder and no Hub id (ORG/NAME)"
-        )
-    files = [file for file in sorted(path.rglob("*")) if file.suffix in _BUILDERS]
-    tables = all(file.suffix in _DELIMITERS for file in files)
-    how = _csv_settings(files) if files and tables else {}
-    return load_dataset(source.dataset, source.subset, split=source.split, **how)
-
-
-def _check_objects(path: Path) -> None:
-    """Raise ValueError unless a JSON file begins as objects do, or a list of them.
-
-    On a lone null pyarrow ends the process.
-    """
-    with path.open(encoding="utf-8-sig") as file:
-        begins = next((stripped[:2] for line in file if (stripped := line.strip())), "{")
-    if begins[0] not in "[{" or (begins[0] == "[" and path.suffix == ".jsonl"):
-        raise ValueError(f"it begins with {begins!r}, expected objects, such as {{...}}")
-
-
-def _csv_settings(tables: Sequence[Path]) -> dict[str, Any]:
-    """Tables of texts as they stand: 007 is no 7, and NA is no empty cell."""
-    first, header = tables[0], _header(tables[0])
-    odd = [table.name for table in tables if _header(table) != header]
-    if odd:
-        raise ValueError(f"{first.name} and {', '.join(odd)} have other columns than one another")
-    delimiter = _DELIMITERS[first.suffix]
-    twice = sorted({name for name in header if header.count(name) > 1})
-    if twice:
-        raise ValueError(f"two columns are called {', '.join(twice)}")
-    if not header or not all(header):
-        raise ValueError("the first line has an empty cell, expected the columns' names")
-    return {
-        "sep": delimiter,
-        "features": Features({name: Value("string") for name in header}),
-        "keep_default_na": False,
-        "index_col": False,
-        "encoding": "utf-8-sig",
-    }
-
-
-def _header(table: Path) -> list[str]:
-    with table.open(newline="", encoding="utf-8-sig") as file:
-        return next(csv.reader(file, delimiter=_DELIMITERS[table.suffix]), [])
 
 
 def _named(values: Mapping[str, Any], names: Mapping[str, Sequence[str]]) -> dict[str, Any]:

@@ -207,7 +207,13 @@ class EncoderDecoder(Form):
         return self.longest
 
     def rows(self, rows: Sequence[EncodedRow], pad: int) -> TextBatch:
-        """Prompts in one sequence, answers in another, both padded on the right."""
+        """Prompts in one sequence, answers in another, both padded on the right.
+
+        Raises:
+            ValueError: A row whose prompt is to be scored.
+        """
+        if any(row.inputs for row in rows):
+            raise ValueError("an encoder reads the prompt, and nothing predicts it: score answers")
         batch = self.prompts(rows, pad)
         labels, _ = padded([row.answer for row in rows], IGNORED)
         return TextBatch(**{**batch, "labels": labels})

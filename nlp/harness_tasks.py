@@ -11,7 +11,7 @@ from lm_eval.tasks import TaskManager
 from yaml import YAMLError
 
 from mole_vl.faults import refuse
-from nlp.dataset import loading
+from nlp.tables import loading
 
 # What a YAML's mistakes raise: its syntax, a missing function or package, a wrong split or key.
 _MISTAKES = (YAMLError, ImportError, LookupError, AttributeError, TypeError)

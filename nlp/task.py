@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mole_vl.training import Row, Term
+from mole_vl.training import Alike, Row, Term
 from nlp.around import Around, alone
 from nlp.data import IGNORED, EncodedRow, TextBatch, to_device
 from nlp.forms import form_of
@@ -36,6 +36,7 @@ class LanguageTask:
         pad: The id that pads.
         parameters: What is trained, by name.
         around: Entered around each forward; what it yields adds terms to the loss.
+        alike: Whether rows of like length come in one batch, which spares padding.
     """
 
     def __init__(
@@ -46,6 +47,7 @@ class LanguageTask:
         pad: int,
         parameters: Mapping[str, nn.Parameter],
         around: Around = alone,
+        alike: bool = False,
     ) -> None:
         self._model = model
         self._form = form_of(model)
@@ -53,6 +55,7 @@ class LanguageTask:
         self._pad = pad
         self._parameters = parameters
         self._around = around
+        self._alike = Alike(self.sizes()) if alike else None
         self._device = torch.device("cpu")
 
     def parameters(self) -> Mapping[str, nn.Parameter]:
@@ -66,6 +69,8 @@ class LanguageTask:
 
     def batch(self, rows: Sequence[Row]) -> TextBatch:
         """The epoch's next examples; every row of the global batch is another one."""
+        if self._alike is not None:
+            return self.examples([self._alike.pick(row) for row in rows])
         return self.examples([row.pick(len(self._rows)) for row in rows])
 
     def sizes(self) -> Sequence[int]:

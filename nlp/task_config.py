@@ -4,7 +4,7 @@ Its keys are those of github.com/adithya-s-k/MoLE, as spelt there, and a few mor
 value has its default.
 """
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -20,6 +20,7 @@ from nlp.encoders import BUILT_IN_ENCODER
 from nlp.keys import values_of
 from nlp.models import BUILT_IN
 from nlp.templates import Template, divided
+from nlp.wandb_watch import switch_faults
 
 OPTIMIZERS: Mapping[str, Rule] = {
     "adamw": "adamw",
@@ -31,8 +32,6 @@ OPTIMIZERS: Mapping[str, Rule] = {
 """The optimisers of `fit` by the names that transformers' Trainer has for them, and their own."""
 
 _SCHEDULES = ("cosine", "linear", "constant")
-_WATCHED = ("gradients", "parameters", "all")
-_LOGGED = ("end", "checkpoint")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -229,8 +228,7 @@ class TaskMoEConfig:
             f"{', '.join(lost)}: given without a wandb_project, so that nothing would be logged"
             if lost and not self.wandb_project
             else None,
-            _fault_of_switch("wandb_watch", self.wandb_watch, _WATCHED),
-            _fault_of_switch("wandb_log_model", self.wandb_log_model, _LOGGED),
+            *switch_faults(self.wandb_watch, self.wandb_log_model),
         ]
 
     @property
@@ -247,12 +245,6 @@ class TaskMoEConfig:
     def templates(self) -> dict[str, Template]:
         """The form of each task's prompts."""
         return {name: Template(task.rows(name).prompt) for name, task in self.tasks.items()}
-
-
-def _fault_of_switch(name: str, value: bool | str, words: Collection[str]) -> str | None:
-    if isinstance(value, bool) or value in words:
-        return None
-    return f"{name} is {value!r}, expected true, false, {', '.join(words)}"
 
 
 class _OneOfEach(yaml.SafeLoader):

@@ -9,7 +9,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 from accelerate import PartialState
@@ -31,7 +31,7 @@ from nlp.models import load_base
 from nlp.task_config import OPTIMIZERS, TaskMoEConfig
 from nlp.templates import Asked, read_asked
 from nlp.train_experts import LoRA, train_expert
-from nlp.wandb_watch import Kept, WandbWatch, Watched
+from nlp.wandb_watch import watch_by
 
 SCORES = "classifiers.json"
 
@@ -144,17 +144,7 @@ def _tracking(config: TaskMoEConfig, name: str) -> dict[str, Any]:
 def _watch(config: TaskMoEConfig, run: FitConfig, module: nn.Module, write: Any) -> Watch | None:
     if config.wandb_project is None:
         return None
-    watched = "gradients" if config.wandb_watch is True else config.wandb_watch or None
-    kept = "end" if config.wandb_log_model is True else config.wandb_log_model or None
-    return WandbWatch(
-        module,
-        run.output.name,
-        write,
-        watched=cast(Watched | None, watched),
-        kept=cast(Kept | None, kept),
-        save_every=run.save_every,
-        log_every=run.log_every,
-    )
+    return watch_by(config.wandb_watch, config.wandb_log_model, module, run, write)
 
 
 def base_of(config: TaskMoEConfig) -> tuple[PreTrainedModel, Tokenizer]:

@@ -89,7 +89,7 @@ class MixtureConfig:
 
 
 def mixture_task(
-    mixture: Mixture, method: Method, rows: Sequence[EncodedRow], *, pad: int
+    mixture: Mixture, method: Method, rows: Sequence[EncodedRow], *, pad: int, alike: bool = False
 ) -> LanguageTask:
     """The task of teaching a mixture's experts and gates some rows; the routers' load is measured.
 
@@ -98,6 +98,7 @@ def mixture_task(
         method: What made it.
         rows: What it learns.
         pad: The tokenizer's id of padding.
+        alike: Whether rows of like length come in one batch.
     """
 
     def added(records: Sequence[Record]) -> dict[str, tuple[Tensor, float]]:
@@ -111,6 +112,7 @@ def mixture_task(
         pad=pad,
         parameters={**gate_parameters({"model": mixture}), **mixture.parameters_of_experts()},
         around=bound(mixture, added),
+        alike=alike,
     )
 
 

@@ -50,6 +50,49 @@ class Row:
         return int(_order(self.seed, epoch, n)[place])
 
 
+class Alike:
+    """Picks examples as `Row.pick` does, epoch by epoch, but those of like size for one batch.
+
+    An epoch's order is cut into pools of `POOL` global batches, each pool is sorted by size, and
+    then the batches are shuffled. The batch in which an epoch ends has examples of any size.
+
+    Args:
+        sizes: Of each example.
+    """
+
+    POOL = 50
+
+    def __init__(self, sizes: Sequence[int]) -> None:
+        self._sizes = np.asarray(sizes)
+        self._kept: dict[tuple[int, int, int], np.ndarray] = {}
+
+    def pick(self, row: Row) -> int:
+        """The place of a row's example."""
+        epoch, place = divmod(row.position, len(self._sizes))
+        key = (row.seed, epoch, row.rows)
+        if key not in self._kept:
+            # A batch may reach from one epoch into the next, and no further back.
+            self._kept = {k: order for k, order in self._kept.items() if k[1] == epoch - 1}
+            self._kept[key] = self._order(*key)
+        return int(self._kept[key][place])
+
+    def _order(self, seed: int, epoch: int, rows: int) -> np.ndarray:
+        n = len(self._sizes)
+        order = _order(seed, epoch, n)
+        # Batches begin at multiples of `rows`, which an epoch need not.
+        begun = min(-epoch * n % rows, n)
+        whole = (n - begun) // rows * rows
+        body = order[begun : begun + whole]
+        batches = []
+        for start in range(0, whole, self.POOL * rows):
+            pool = body[start : start + self.POOL * rows]
+            batches.append(pool[self._sizes[pool].argsort(kind="stable")].reshape(-1, rows))
+        shuffled = np.random.default_rng([seed, epoch, n, rows]).permutation(
+            np.concatenate(batches) if batches else body.reshape(0, rows)
+        )
+        return np.concatenate([order[:begun], shuffled.flatten(), order[begun + whole :]])
+
+
 def rows_of_step(seed: int, step: int, rows: int) -> Sequence[Row]:
     """All rows of one step's global batch."""
     return [Row(seed, step, index, rows) for index in range(rows)]

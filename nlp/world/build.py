@@ -15,7 +15,8 @@ from jsonargparse import auto_cli
 from mole_vl import npm
 from nlp.data import TextRow, write_rows
 from nlp.models import BUILT_IN, load_tokenizer
-from nlp.world.sources import PACKAGES, Material, Source, common_words
+from nlp.world.packages import FOLDER, PACKAGES
+from nlp.world.sources import Material, Source, common_words
 from nlp.world.split import side_of
 from nlp.world.tasks import DEVELOPMENT, FOUR, HELD_OUT, SHELF
 from nlp.world.wordings import Side
@@ -46,7 +47,7 @@ class WorldConfig:
 
     output: Path = Path("worlds/text/data")
     base: str = BUILT_IN
-    packages: Path = Path("out/text_world")
+    packages: Path = FOLDER
     seed: int = 0
 
 

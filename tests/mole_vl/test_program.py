@@ -57,6 +57,52 @@ def test_settings_may_be_typed_in_place_of_a_file(monkeypatch):
     assert command(taught) == (Loop(), name)
 
 
+@dataclass
+class Asked:
+    """Ask it.
+
+    Args:
+        loud: Whether it shouts.
+    """
+
+    loud: bool = False
+
+
+@pytest.mark.parametrize(
+    ("typed", "expected"),
+    [
+        (["teach", "--steps", "5"], Loop(5)),
+        (["ask"], Asked()),
+        (["ask", "--loud"], Asked(True)),
+        (["ask", "--loud", "false"], Asked()),
+        (["ask", "--loud=True"], Asked(True)),
+    ],
+)
+def test_one_word_chooses_among_commands_and_a_switch_needs_no_value(monkeypatch, typed, expected):
+    monkeypatch.setattr(sys, "argv", ["file.py", *typed])
+    assert command({"teach": Loop, "ask": Asked}) == expected
+
+
+@pytest.mark.parametrize(
+    ("typed", "usage", "told"),
+    [
+        ([], "school [--config CONFIG] {teach,ask} ...", "one of {teach,ask}"),
+        (["sing"], "school [--config CONFIG] {teach,ask} ...", "invalid choice: 'sing'"),
+        (["ask", "--loud", "often"], "school [options] ask", "Got value: often"),
+        (["teach", "--step", "5"], "school [options] teach", "arguments: --step 5"),
+        (["ask", "--steps", "5"], "school [options] ask", "arguments: --steps 5"),
+    ],
+)
+def test_a_mistake_names_its_command(monkeypatch, capsys, typed, usage, told):
+    monkeypatch.setattr(sys, "argv", ["file.py", *typed])
+    with pytest.raises(SystemExit) as ended:
+        command({"teach": Loop, "ask": Asked}, "school")
+    assert ended.value.code == 2
+    first, *_, last = capsys.readouterr().err.rstrip("\n").split("\n")
+    assert first.startswith(f"usage: {usage}")
+    assert last.startswith("error: ") and told in last
+
+
 @pytest.mark.parametrize(
     ("settings", "told"),
     [

@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -7,6 +8,10 @@ from nlp.data import IGNORED, TextRow, collate, collate_prompts, encode_rows, re
 from nlp.forms import Causal, EncoderDecoder, form_of
 from tests.nlp.families import seq2seq
 from tests.nlp.toys import ROWS, tiny_model, tiny_tokenizer
+
+
+def encoded():
+    return encode_rows(ROWS, tiny_tokenizer())
 
 
 def test_rows_survive_the_disk(tmp_path):
@@ -52,6 +57,23 @@ def test_all_bad_rows_are_reported_together_and_no_rows_is_a_fault(tmp_path):
     path.write_text("")
     with pytest.raises(ValueError, match="the file is empty"):
         read_rows(path)
+
+
+def test_prompts_are_scored_where_they_are_learned_all_but_their_first_token():
+    one, other = (replace(r, inputs=i) for r, i in zip(encoded()[:2], (True, False), strict=True))
+    batch = collate([one, other, replace(one, prompt=())], 0)
+    length = batch["labels"].shape[1]
+
+    def row(*ids):
+        return [*ids, *[IGNORED] * (length - len(ids))]
+
+    assert batch["labels"].tolist() == [
+        row(IGNORED, *one.prompt[1:], *one.answer),
+        row(*[IGNORED] * len(other.prompt), *other.answer),
+        row(*one.answer),
+    ]
+    with pytest.raises(ValueError, match="nothing predicts it"):
+        EncoderDecoder().rows([other, one], 0)
 
 
 def test_rows_are_utf8_and_a_mark_of_it_is_no_text(tmp_path):

@@ -12,6 +12,7 @@ from hypothesis import HealthCheck, given, settings, strategies as st
 from mole_vl.files import digest
 from nlp.data import TextRow, digest_rows, read_rows, write_rows
 from nlp.dataset import DatasetRows, rows_of
+from nlp.tables import load_splits
 from nlp.train_phatgoose import Taught
 from tests.nlp.toys import ROWS
 
@@ -72,6 +73,23 @@ def test_every_kind_of_file_says_the_same(tmp_path, kind):
     assert rows_of("train", replace(source, split="train[:67%]")) == EXPECTED[:2]
     named = replace(source, task="inflection", labels={})
     assert [row.task for row in rows_of("train", named)] == ["inflection"] * 3
+
+
+def test_a_saved_dataset_says_the_same(tmp_path):
+    whole = datasets.Dataset.from_list(QUESTIONS)
+    whole.save_to_disk(tmp_path / "one.hf")
+    source = DatasetRows(dataset=str(tmp_path / "one.hf"), labels={"kind": KINDS}, **TEMPLATES)
+    assert rows_of("train", source) == EXPECTED
+    parts = datasets.DatasetDict({"test": whole.select([1]), "train": whole})
+    parts.save_to_disk(tmp_path / "more.hf")
+    more = replace(source, dataset=str(tmp_path / "more.hf"))
+    assert rows_of("train", more) == EXPECTED
+    assert rows_of("train", replace(more, split="test")) == EXPECTED[1:2]
+    assert {split: len(table) for split, table in load_splits(more.dataset).items()} == {
+        "test": 1, "train": 3,
+    }  # fmt: skip
+    with pytest.raises(ValueError, match=r"no split 'train\[:1\]' \(found test, train\)"):
+        rows_of("train", replace(more, split="train[:1]"))
 
 
 def test_class_labels_are_said_by_name_and_one_outside_the_list_is_a_fault(tmp_path):

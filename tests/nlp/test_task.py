@@ -74,6 +74,19 @@ def test_an_epoch_shows_every_row_once():
     assert seen == sorted(row.prompt for row in rows)
 
 
+def test_alike_rows_come_together_and_an_epoch_shows_every_row_once():
+    rows = encode_rows(ROWS, tiny_tokenizer())
+    task = build(tiny_model(), rows, alike=True)
+    found = []
+    for step in range(2):
+        batch = task.batch([Row(3, step, i, 2) for i in range(2)])
+        seen = zip(batch["input_ids"], batch["prompt_mask"], strict=True)
+        found.append({tuple(ids[mask].tolist()) for ids, mask in seen})
+    by_length = sorted(rows, key=lambda row: len(row.prompt + row.answer))
+    expected = [{row.prompt for row in by_length[place : place + 2]} for place in (0, 2)]
+    assert found in (expected, expected[::-1])
+
+
 def test_around_sees_the_batch_wraps_the_forward_and_adds_terms():
     rows = encode_rows(ROWS, tiny_tokenizer())
     events = []

@@ -162,14 +162,14 @@ def test_common_words_are_the_whole_lower_case_words_of_the_vocabulary_in_its_or
 
 WORDNET = """  1 This line is of the licence.
 00000010 05 n 01 creature 0 000 | a thing that lives
-00000020 05 n 02 dog 0 hound 1 001 @ 00000010 n 0000 | a pet; "it barks | it bites"
+00000020 05 n 02 dog 0 Hound 1 001 @ 00000010 n 0000 | a pet; "it barks | it bites"
 00000030 05 n 01 cat 0 002 @ 00000010 n 0000 ! 00000020 n 0101 | another
 00000040 13 n 01 dog 1 000 | a sausage
 """
 INDEX = """  1 This line too.
 cat n 1 2 @ ! 1 0 00000030
 creature n 1 0 1 0 00000010
-dog n 2 1 @ 2 0 00000020 00000040
+dog n 2 1 @ 2 1 00000020 00000040
 hound n 1 1 @ 1 0 00000020
 """
 
@@ -180,6 +180,8 @@ def test_wordnet_is_read_by_the_first_sense(tmp_path):
     net = WordNet(tmp_path, "noun")
     assert list(net.words()) == ["cat", "creature", "dog", "hound"]
     assert net.field("dog") == "animal"
+    assert (net.tagged("dog"), net.tagged("cat")) == (1, 0)
+    assert (net.spelt("hound"), net.spelt("cat")) == ("Hound", "cat")
     assert net.kinds("dog") == [{"creature"}]
     assert net.kinds("creature") == []
     assert net.opposites("cat") == {"dog"}
