@@ -196,6 +196,10 @@ def _triggers(header: Mapping[str, str]) -> tuple[str, ...]:
     return tuple(tag for tag, _ in counts.most_common(_TAGS))
 
 
+def _is_dora(expert: Expert) -> bool:
+    return any(factors.magnitude is not None for factors in expert.layers.values())
+
+
 def _check_write(
     experts: Mapping[str, Expert], path: Path, form: str, metadata: Mapping[str, str]
 ) -> None:
@@ -209,7 +213,7 @@ def _check_write(
         *(
             f"{component} is a DoRA, which is written in peft's format alone"
             for component, expert in experts.items()
-            if form != "peft" and any(f.magnitude is not None for f in expert.layers.values())
+            if form != "peft" and component in COMPONENTS and _is_dora(expert)
         ),
         *(
             f"metadata holds {key!r}, which the file's own header has"

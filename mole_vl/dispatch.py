@@ -236,9 +236,10 @@ class Dispatch:
         """A site's result, multiplied as `generate` multiplies the rows that it is for."""
         told = current.conditions
         given = told.pinned is not None and told.held is not None
-        # What was found without an input knows nothing of beams.
-        apart = given or output is current.held.get(name) or name not in self.reading
-        if not apart or output.weights.dim() != 2 or output.weights.shape[0] == rows:
+        # What tenants' gates found without an input knows nothing of beams either.
+        unread = told.tenant is not None and told.pinned is None and name not in self.reading
+        held = output is current.held.get(name)
+        if not (given or held or unread) or output.weights.dim() != 2:
             return output
         # Where weights hold for an answer, those that are given, or that a preview or an encoder
         # found, are one for each row, however often `generate` multiplies it. What the first layer

@@ -215,7 +215,7 @@ def test_kill_nine_at_random_moments_and_resume(tmp_path):
 def test_two_processes_equal_one(tmp_path):
     finish(launch(tmp_path / "one"), tmp_path / "one")
     finish(launch(tmp_path / "two", processes=2), tmp_path / "two")
-    assert [(tmp_path / n / "processes").read_text() for n in ("one", "two")] == ["1", "2"]
+    assert [(tmp_path / f"{n}.processes").read_text() for n in ("one", "two")] == ["1", "2"]
     assert_same(final(tmp_path / "one"), final(tmp_path / "two"), atol=1e-6, rtol=1e-5)
 
 

@@ -75,4 +75,4 @@ if __name__ == "__main__":
         log_every=1, progress=False,
     )  # fmt: skip
     fit(ToyTask(delay=float(delay)), settings)
-    (Path(output) / "processes").write_text(str(PartialState().num_processes))
+    Path(f"{output}.processes").write_text(str(PartialState().num_processes))

@@ -103,7 +103,7 @@ def test_rows_that_do_not_hold_are_told(written):
         load_alpaca("data", written([{"instruction": "a"}]))
     with pytest.raises(FileNotFoundError, match=r"data: gone.json, .*there is no such file"):
         load_alpaca("data", "gone.json")
-    with pytest.raises(FileNotFoundError, match=r"data: gone, .*no Hub id"):
+    with pytest.raises(FileNotFoundError, match=r"data: gone:part, .*no Hub id"):
         load_alpaca("data", "gone:part")
     table = Dataset.from_list(
         [
