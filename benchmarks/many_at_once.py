@@ -12,9 +12,8 @@ import argparse
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
 import torch
-from costs import clocks
+from costs import in_turns
 from peft import LoraConfig, get_peft_model
 from torch import Tensor
 
@@ -23,7 +22,7 @@ from mole_vl.lora import LoRA
 from mole_vl.tenants import mix_tenants
 from nlp.adapter import blocks
 from nlp.models import load_base
-from results import ROOT, Measurement, measured, write_results
+from results import ROOT, Measurement, write_results
 
 TENANTS, RANK, TARGETS = 16, 8, ("q_proj", "v_proj")
 SIZES = {(2, 32): 7, (16, 64): 2}
@@ -86,20 +85,9 @@ def sides(rows: int, tokens: int) -> dict[str, Callable[[], None]]:
 
 def of_size(rows: int, tokens: int, turns: int) -> list[Measurement]:
     """Medians of each side, and of the time together over the others'."""
-    steps, found = sides(rows, tokens), {}
-    for turn in range(turns + 1):
-        for side, step in steps.items():
-            start = clocks()
-            step()
-            # The first turn warms up.
-            if turn:
-                found.setdefault(side, []).append(float((clocks() - start)[0]))
-    name = f"seconds, median: {TENANTS} LoRAs, {rows} rows of {tokens} each"
-    told = [measured(name, side, own, centre=np.median) for side, own in found.items()]
-    for side in (APART, PEFT):
-        ratio = np.divide(found[TOGETHER], found[side]).tolist()
-        told.append(measured(name, f"{TOGETHER} / {side}", ratio, centre=np.median))
-    return told
+    others = [(TOGETHER, side) for side in (APART, PEFT)]
+    name = f"{TENANTS} LoRAs, {rows} rows of {tokens} each"
+    return in_turns(name, sides(rows, tokens), turns, others)
 
 
 def main() -> None:

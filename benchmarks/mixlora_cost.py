@@ -18,12 +18,12 @@ layer alone: attention and the 49,152 words of the head are the same on all side
 
 import argparse
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
-from costs import clocks
+from costs import in_turns
 from mixlora.config import MixLoraConfig
 from mixlora.model import inject_adapter_in_model
 from torch import Tensor, nn
@@ -36,7 +36,7 @@ from mole_vl.mixlora import MixLoRA
 from mole_vl.mixture import Mixture
 from nlp.adapter import blocks
 from nlp.models import load_base
-from results import ROOT, Measurement, measured, write_results
+from results import ROOT, Measurement, write_results
 
 ROWS, TOKENS, TOP_K, RANK = 16, 32, 2, 16
 EXPERTS = (8, 16)
@@ -124,14 +124,11 @@ class Loop(nn.Module):
         return y.view_as(x)
 
 
-def spent(step: Callable[[], Tensor], learns: list[Tensor]) -> float:
-    """Seconds of a forward and its backward."""
-    start = clocks()
+def once(step: Callable[[], Tensor], learns: list[Tensor]) -> None:
+    """A forward and its backward."""
     step().backward()
-    found = float((clocks() - start)[0])
     for tensor in learns:
         tensor.grad = None
-    return found
 
 
 class Block(nn.Module):
@@ -236,19 +233,8 @@ def rows_of(
         told = {side: float(step()) for side, (step, _) in steps.items()}
     if max(told.values()) - min(told.values()) > 1e-3 * max(told.values()):
         raise ValueError(f"the sides do not agree: {told}")
-    found: dict[str, list[float]] = {side: [] for side in steps}
-    for turn in range(turns + 1):
-        for side, (step, learns) in steps.items():
-            one = spent(step, learns)
-            # The first turn warms up.
-            if turn:
-                found[side].append(one)
-    name = f"seconds, median: {measure}"
-    rows = [measured(name, side, own, centre=np.median) for side, own in found.items()]
-    for side in (PACKAGE, LOOP):
-        ratio = np.divide(found[OURS], found[side]).tolist()
-        rows.append(measured(name, f"{OURS} / {side}", ratio, centre=np.median))
-    return rows
+    sides = {side: partial(once, *one) for side, one in steps.items()}
+    return in_turns(measure, sides, turns, [(OURS, PACKAGE), (OURS, LOOP)])
 
 
 def main() -> None:

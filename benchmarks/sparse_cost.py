@@ -8,18 +8,18 @@ the unit is one turn.
 """
 
 import argparse
+from functools import partial
 
-import numpy as np
 import torch
-from costs import clocks
+from costs import in_turns
 from torch import nn
 
 from mole_vl.experts import Factors
 from mole_vl.layers import Chosen, Learning, MixtureLinear
-from results import ROOT, measured, write_results
+from results import ROOT, write_results
 
 WIDTH, POSITIONS, TOP_K, RANK = 1024, 2048, 2, 8
-EXPERTS, FIRST = (8, 64, 512), 8
+EXPERTS = (8, 64, 512)
 
 
 def layer_of(experts: int) -> MixtureLinear:
@@ -36,14 +36,11 @@ def layer_of(experts: int) -> MixtureLinear:
     return MixtureLinear("layer", base, factors, lambda _: Chosen(weights, chosen), Learning())
 
 
-def turn(layer: MixtureLinear, x: torch.Tensor) -> float:
-    """Seconds of a forward and its backward."""
-    start = clocks()
+def turn(layer: MixtureLinear, x: torch.Tensor) -> None:
+    """A forward and its backward."""
     layer(x).square().sum().backward()
-    spent = clocks() - start
     layer.zero_grad()
     x.grad = None
-    return float(spent[0])
 
 
 def main() -> None:
@@ -53,18 +50,9 @@ def main() -> None:
     turns = 3 if parser.parse_args().quick else 20
     torch.manual_seed(0)
     x = torch.randn(1, POSITIONS, WIDTH, requires_grad=True)
-    layers = {experts: layer_of(experts) for experts in EXPERTS}
-    for layer in layers.values():
-        turn(layer, x)
-    spent = {experts: [0.0] * turns for experts in EXPERTS}
-    for place in range(turns):
-        for experts, layer in layers.items():
-            spent[experts][place] = turn(layer, x)
-    measure = "seconds, median"
-    rows = [measured(measure, f"E = {e}", own, centre=np.median) for e, own in spent.items()]
-    for experts in EXPERTS[1:]:
-        ratio = np.divide(spent[experts], spent[FIRST]).tolist()
-        rows.append(measured(measure, f"E = {experts} / E = {FIRST}", ratio, centre=np.median))
+    sides = {f"E = {experts}": partial(turn, layer_of(experts), x) for experts in EXPERTS}
+    first, *others = sides
+    rows = in_turns("one layer", sides, turns, [(other, first) for other in others])
     settings = {
         "width": WIDTH, "positions": POSITIONS, "top k": TOP_K, "rank": RANK, "turns": turns,
         "threads": torch.get_num_threads(),
