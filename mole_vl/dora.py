@@ -7,7 +7,7 @@ be quantised. As in the paper (section 4.3), no gradient goes through the norm.
 Shape legend: i in_features, o out_features, R rank summed over experts, E experts.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -103,6 +103,13 @@ class Rescaling(nn.Module):
         else:
             self.register_buffer("fixed", torch.stack(list(told.values())), persistent=False)
         self.learn = learn
+        # Of frozen factors it stays the same: found once, where the layer lies.
+        self._found: Tensor | None = None
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Rescaling":
+        self._found = None
+        super()._apply(fn, recurse)
+        return self
 
     @property
     def magnitude(self) -> Tensor:
@@ -119,6 +126,21 @@ class Rescaling(nn.Module):
         self, base: nn.Module, a: Tensor, b: Tensor, scales: Tensor, segments: Tensor
     ) -> Tensor:
         """`c - 1` for each expert, (E, o), in fp32; 0 for one that is no DoRA."""
+        if self.learn:
+            return self._shift(base, a, b, scales, segments)
+        if self._found is None:
+            # It is kept: whoever comes first must not decide of its precision, or of gradients.
+            with (
+                torch.inference_mode(False),
+                torch.no_grad(),
+                torch.autocast(a.device.type, enabled=False),
+            ):
+                self._found = self._shift(base, a, b, scales, segments)
+        return self._found
+
+    def _shift(
+        self, base: nn.Module, a: Tensor, b: Tensor, scales: Tensor, segments: Tensor
+    ) -> Tensor:
         norms = changed_norms(base, self.norms.float(), a, b, scales, segments, len(self.here))
         own = norms[self.here].clamp_min(torch.finfo(norms.dtype).tiny)
         places = self.here.nonzero().squeeze(-1)

@@ -97,6 +97,7 @@ class MixtureLayer(nn.Module):
             self.downs = nn.ParameterDict(zip(places, map(nn.Parameter, down), strict=True))
             self.ups = nn.ParameterDict(zip(places, map(nn.Parameter, up), strict=True))
         self.learning = learning
+        self._shapes = (down[0].shape[1], up[0].shape[0])
         self.dropout = 0.0 if learning is None else learning.dropout
         segments = torch.repeat_interleave(torch.arange(len(ranks)), ranks).to(weight.device)
         self._exact_scales = torch.cat([torch.full((f.rank,), f.scale) for f in present])
@@ -152,12 +153,12 @@ class MixtureLayer(nn.Module):
     @property
     def in_features(self) -> int:
         """Width, or channels, that the layer reads."""
-        return self.a.shape[1]
+        return self._shapes[0]
 
     @property
     def out_features(self) -> int:
         """Width, or channels, that the layer writes."""
-        return self.b.shape[0]
+        return self._shapes[1]
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """The base layer's output plus the mixture's update."""

@@ -74,6 +74,36 @@ def test_a_layer_of_doras_and_loras(bias, over):
     torch.testing.assert_close(layer(x), expected(base, factors, x, weights, chosen))
 
 
+def test_whoever_asks_a_frozen_dora_first_decides_nothing():
+    torch.manual_seed(0)
+    base, x, weights = nn.Linear(6, 5), normal(2, 3, 6, seed=7), normal(4, seed=8)
+    weights.requires_grad_()
+    first, second = (
+        MixtureLinear("layer", base, family(), lambda _: Chosen(weights, None)) for _ in range(2)
+    )
+    with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
+        first(x)
+    assert torch.equal(first(x), second(x))
+    first(x).sum().backward()
+    assert weights.grad is not None and weights.grad.any()
+
+
+@pytest.mark.parametrize("learning", [None, Learning()])
+@torch.no_grad()
+def test_the_norms_of_frozen_doras_are_found_once(learning):
+    torch.manual_seed(0)
+    base, x = nn.Linear(6, 5), normal(2, 3, 6, seed=7)
+    weights = normal(4, seed=8)
+    layer = MixtureLinear("layer", base, family(), lambda _: Chosen(weights, None), learning)
+    layer(x)
+    calls = []
+    base.register_forward_hook(lambda *_: calls.append(1))
+    expected = layer(x)
+    assert len(calls) == (1 if learning is None else 2)
+    moved = layer.double()(x.double())
+    torch.testing.assert_close(moved, expected.double(), rtol=1e-4, atol=1e-4)
+
+
 @torch.no_grad()
 def test_norms_without_reading_the_weight():
     torch.manual_seed(0)

@@ -1,372 +1,39 @@
-"""MoLA on questions of ScienceQA's kind, the whole way, on tiny models."""
+"""MoLA trained on questions and on whole texts, from the flags of its authors."""
 
 import json
-import sys
 from dataclasses import replace
 
 import datasets
 import pytest
 import torch
-from transformers import GenerationConfig, T5Config, T5ForConditionalGeneration
+from transformers import T5Config, T5ForConditionalGeneration
 
-from mole_vl.faults import as_messages
-from mole_vl.files import read_tensors
 from mole_vl.mixture_folder import mix_saved
 from nlp.adapter import blocks, bound
 from nlp.answers import log_likelihood
-from nlp.data import IGNORED, TextRow, collate
+from nlp.data import TextRow
 from nlp.models import load_base
-from nlp.scienceqa import evaluate as evaluation
-from nlp.scienceqa.__main__ import main
-from nlp.scienceqa.ask import AskConfig, ask
 from nlp.scienceqa.asking import load_asked
 from nlp.scienceqa.config import InstructionConfig, TrainConfig, mola_of
-from nlp.scienceqa.encoding import cut_prompts, cut_texts, encode
-from nlp.scienceqa.evaluate import EvaluateConfig, evaluate
+from nlp.scienceqa.encoding import encode
 from nlp.scienceqa.template import ALPACA
 from nlp.scienceqa.train import train, train_instruction
 from nlp.task import LanguageTask
 from tests.nlp.families import T5
+from tests.nlp.scienceqa_place import (  # place is a fixture
+    place as place,
+    results,
+    same,
+    settings,
+    tensors,
+    typed,
+)
 from tests.nlp.scienceqa_toys import (
-    KNITTING,
     as_json,
     base,
-    pick,
-    tokenizer,
     wordnet_package,
 )
 from tests.nlp.test_task_moe import Wandb, wandb as wandb  # a fixture
-
-SPLITS = ("train", "validation", "test")
-
-
-@pytest.fixture(scope="module")
-def place(tmp_path_factory):
-    """A base, questions, and what was learned of them."""
-    folder = tmp_path_factory.mktemp("scienceqa")
-    patch = pytest.MonkeyPatch()
-    patch.setattr(datasets.config, "HF_DATASETS_CACHE", folder / "cache")
-    base(folder / "base", width=32)
-    (folder / "questions").mkdir()
-    for split in SPLITS:
-        as_json(folder / f"questions/{split}.json", map(pick, range(12)))
-    typed(folder, "prepare", "--dataset", folder / "questions", "--save_path", folder / "sqa")
-    typed(
-        folder, "train", "--base_model", folder / "base", "--data_path",
-        folder / "sqa/science_qa.hf", "--output_dir", folder / "mola", "--batch_size", 12,
-        "--micro_batch_size", 12,
-        "--num_epochs", 40, "--learning_rate", "1e-2", "--number_experts", "2,4",
-        "--lora_r", "4,8", "--lora_dropout", 0, "--val_set_size", 0, "--train_on_inputs", "false",
-        "--save_steps", 1000,
-    )  # fmt: skip
-    yield folder
-    patch.undo()
-
-
-def typed(folder, *arguments):
-    """Run a command as it would be typed."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
-        patch.setattr(sys, "argv", ["nlp.scienceqa", *map(str, arguments)])
-        with as_messages("nlp"):
-            main()
-
-
-def settings(place, folder, **changes):
-    """A short training."""
-    given = {
-        "base_model": str(place / "base"), "data_path": str(place / "sqa/science_qa.hf"),
-        "output_dir": folder / "mola", "batch_size": 4, "micro_batch_size": 2, "num_epochs": 1,
-        "learning_rate": 1e-2, "number_experts": "2,3", "val_set_size": 0, "lora_dropout": 0.0,
-    }  # fmt: skip
-    return TrainConfig(**{**given, **changes})
-
-
-def asking(place, **changes):
-    given = {
-        "test_dataset": str(place / "sqa/scienceq_test.json"), "base_model": str(place / "base"),
-        "mola_weights": place / "mola", "batch_size": 5, "max_new_tokens": 12,
-    }  # fmt: skip
-    return EvaluateConfig(**{**given, **changes})
-
-
-def tensors(folder):
-    found = {}
-    for file in sorted(folder.rglob("*.safetensors")):
-        found |= {f"{file.parent.name} {key}": one for key, one in read_tensors(file).items()}
-    return found
-
-
-def same(one, other):
-    assert one.keys() == other.keys()
-    return all(torch.equal(one[key], other[key]) for key in one)
-
-
-def results(file):
-    return json.loads(file.read_text())
-
-
-def test_what_was_learned_is_evaluated(place, tmp_path, capsys):
-    file = tmp_path / "deep/results.json"
-    evaluate(asking(place, save_path=file))
-    assert f"12/12, correct: 12, acc: 100.00%, saved to {file}" in capsys.readouterr().out
-    found = results(file)
-    letters = ["AB"[n % 2] for n in range(12)]
-    assert found["answers"] == found["predictions"] == letters
-    assert found["results"] == [[letter] for letter in letters]
-    assert found["outputs"] == [f"Answer: The answer is {letter}." for letter in letters]
-    assert (found["acc"], found["correct"], found["len"]) == (100.0, 12, 12)
-    # The base alone knows nothing of it.
-    typed(
-        tmp_path, "evaluate", "--test_dataset", place / "sqa/scienceq_test.json", "--base_model",
-        place / "base", "--mola_weights", "null", "--save_path", "base.json",
-        "--max_new_tokens", 12,
-    )  # fmt: skip
-    assert results(tmp_path / "base.json")["correct"] == 0
-
-
-def test_an_evaluation_that_was_broken_off_goes_on_to_the_same_results(
-    place, tmp_path, monkeypatch
-):
-    whole, broken = tmp_path / "whole.json", tmp_path / "broken.json"
-    evaluate(asking(place, save_path=whole))
-    batches = []
-
-    class Stops:
-        """What is asked, but for the third batch."""
-
-        def __init__(self, *given, **how):
-            self.asked = load_asked(*given, **how)
-            self.mixture = self.asked.mixture
-
-        def __call__(self, prompts, **how):
-            batches.append(len(prompts))
-            if len(batches) == 3:
-                raise KeyboardInterrupt
-            return self.asked(prompts, **how)
-
-    monkeypatch.setattr(evaluation, "load_asked", Stops)
-    with pytest.raises(KeyboardInterrupt):
-        evaluate(asking(place, save_path=broken))
-    half = results(broken)
-    assert half["len"] == 10 and half["outputs"] == results(whole)["outputs"][:10]
-    assert half["acc"] == 100 * half["correct"] / 10
-    evaluate(asking(place, save_path=broken))
-    assert batches == [5, 5, 2, 2]
-    assert broken.read_text() == whole.read_text()
-    # Nothing is loaded to say it again.
-    evaluate(asking(place, save_path=broken))
-    assert len(batches) == 4
-
-
-def test_results_of_another_evaluation_are_not_gone_on_with(place, tmp_path):
-    file = tmp_path / "results.json"
-    evaluate(asking(place, save_path=file))
-    with pytest.raises(ValueError, match=r"results.json was made otherwise .max_new_tokens was 12"):
-        evaluate(asking(place, save_path=file, max_new_tokens=11))
-    with pytest.raises(ValueError, match=r"mola_weights was '[0-9a-f]+', is None"):
-        evaluate(asking(place, save_path=file, mola_weights=None))
-    other = as_json(tmp_path / "other.json", results(place / "sqa/scienceq_test.json")[:3])
-    with pytest.raises(ValueError, match="holds no results of this program"):
-        evaluate(asking(place, save_path=file, test_dataset=str(other)))
-    file.write_text("{}")
-    with pytest.raises(ValueError, match="holds no results of this program"):
-        evaluate(asking(place, save_path=file))
-
-
-def test_a_batch_says_what_each_question_is_told_alone_without_padding_or_cache(place):
-    asked = load_asked(str(place / "base"), place / "mola")
-    prompts = [ALPACA.prompt(f"{'so ' * n}Pick rock.") for n in (0, 3, 9)]
-    expected = []
-    for prompt in prompts:
-        ids = torch.tensor([asked.tokenizer(prompt)["input_ids"]])
-        start = ids.shape[1]
-        while ids.shape[1] < start + 9 and ids[0, -1] != 1:
-            with torch.no_grad():
-                best = asked.model(ids, use_cache=False).logits[:, -1:].argmax(-1)
-            ids = torch.cat([ids, best], 1)
-        (said,) = asked.tokenizer.batch_decode(ids[:, start:], skip_special_tokens=True)
-        expected.append(said.strip())
-    assert asked(prompts, tokens=9) == expected
-    assert [asked([prompt], tokens=9)[0] for prompt in prompts] == expected
-
-
-def test_the_bases_own_sampling_is_none_of_the_evaluations(place, tmp_path):
-    folder = base(tmp_path / "base", width=32)
-    own = GenerationConfig(
-        do_sample=True, temperature=5.0, top_p=0.9, bos_token_id=0, eos_token_id=[1, 7]
-    )
-    own.save_pretrained(folder)
-    sampling, plain = (load_asked(str(one), place / "mola") for one in (folder, place / "base"))
-    assert sampling.model.generation_config.eos_token_id == [1, 7]
-    prompts = [ALPACA.prompt("Pick rock.")]
-    assert sampling(prompts, tokens=9) == plain(prompts, tokens=9)
-
-
-@pytest.mark.parametrize(
-    ("given", "told"),
-    [
-        ({"number_experts": "2,2"}, "mixture in .*mola: number_experts is 2,4, not 2,2: leave it"),
-        ({"top_k": 1}, "top_k is 2,2, not 1,1"),
-        ({"lora_target_modules": "q_proj"}, "lora_target_modules is down_proj,.*, not q_proj"),
-        ({"number_experts": "2,2,2"}, "number_experts has 3 numbers, and the model has 2 layers"),
-    ],
-)
-def test_settings_that_contradict_the_mixture_are_told(place, tmp_path, given, told):
-    with pytest.raises(ValueError, match=told):
-        evaluate(asking(place, save_path=tmp_path / "r.json", **given))
-    assert not (tmp_path / "r.json").exists()
-
-
-def test_settings_that_agree_with_the_mixture_are_welcome(place, tmp_path):
-    given = {
-        "number_experts": (2, 4), "top_k": "2",
-        "lora_target_modules": "q_proj,v_proj,k_proj,o_proj,gate_proj,down_proj,up_proj",
-    }  # fmt: skip
-    evaluate(asking(place, save_path=tmp_path / "r.json", max_new_tokens=1, **given))
-
-
-def test_questions_that_cannot_be_asked_are_told(place, tmp_path):
-    row = results(place / "sqa/scienceq_test.json")[0]
-    for change, told in (
-        ({"answer": "C"}, "row 0: answer is 'C', expected a letter of AB"),
-        ({"answer": 1}, "row 0: answer is 1, expected a letter of AB: `prepare` writes it"),
-        ({"instruction": ""}, "row 0: instruction is ''"),
-    ):
-        file = as_json(tmp_path / "q.json", [{**row, **change}])
-        with pytest.raises(ValueError, match=told):
-            evaluate(asking(place, test_dataset=str(file), save_path=tmp_path / "r.json"))
-    file = as_json(tmp_path / "q.json", [{"instruction": "Pick."}])
-    with pytest.raises(ValueError, match=r"no column 'answer' .found instruction"):
-        evaluate(asking(place, test_dataset=str(file)))
-    file = as_json(tmp_path / "q.json", [{**row, "instruction": "word " * 600}])
-    with pytest.raises(ValueError, match="prompts longer than 500 tokens, which leave no room"):
-        evaluate(asking(place, test_dataset=str(file), save_path=tmp_path / "r.json"))
-    with pytest.raises(FileNotFoundError, match="mola_weights: there is no folder"):
-        evaluate(asking(place, mola_weights=tmp_path / "nothing"))
-
-
-# Asking
-
-
-def question(place, **changes):
-    given = {
-        "question": "Pick milk.", "choices": ("milk", "rock"), "base_model": str(place / "base"),
-        "mola_weights": place / "mola", "max_new_tokens": 9,
-    }  # fmt: skip
-    return AskConfig(**{**given, **changes})
-
-
-def test_one_question_is_answered(place, tmp_path, capsys):
-    arguments = ["--base_model", place / "base", "--mola_weights", place / "mola"]
-    for number, said in ((0, "A.\n(A) milk"), (1, "B.\n(B) rock")):
-        one = pick(number)
-        choices = json.dumps(one["choices"])
-        typed(tmp_path, "ask", "--question", one["question"], "--choices", choices, *arguments)
-        assert capsys.readouterr().out.endswith(f"Answer: The answer is {said}\n")
-    whole = results(place / "sqa/scienceq_test.json")[0]["instruction"]
-    typed(tmp_path, "ask", "--instruction", whole, *arguments)
-    assert capsys.readouterr().out.endswith("Answer: The answer is A.\n")
-
-
-def test_the_authors_sample_is_asked_in_their_words():
-    config = AskConfig(
-        question=KNITTING["question"], choices=tuple(KNITTING["choices"]), hint=KNITTING["hint"]
-    )
-    assert ALPACA.prompt(config.whole) == (
-        "Below is an instruction that describes a task. Write a response that appropriately "
-        "completes the request.\n\n### Instruction:\n"
-        "Context: Hint: People who can knit had to learn how to do it.\n"
-        "Question: Is the following trait inherited or acquired?\n"
-        "Sasha is good at knitting hats.\nOptions: (A) acquired (B) inherited\n\n\n### Response:\n"
-    )
-
-
-def test_answers_are_drawn_where_there_is_a_temperature(place):
-    likeliest = ask(question(place))
-    hot = [ask(question(place, temperature=30.0, seed=seed)) for seed in (0, 1, 0)]
-    assert hot[0] == hot[2] != hot[1] and likeliest not in hot
-    # Of one token, or of the least share, the likeliest is drawn at any temperature.
-    for narrow in ({"top_k": 1}, {"top_k_g": 1}, {"top_p": 1e-6}):
-        assert ask(question(place, temperature=3.0, **narrow)) == likeliest
-    assert question(place, temperature=0.1, top_p=0.75, top_k_g=20).drawing == {
-        "do_sample": True, "temperature": 0.1, "top_p": 0.75, "top_k": 20,
-    }  # fmt: skip
-    assert question(place, temperature=0.1).drawing["top_k"] == 0
-
-
-@pytest.mark.parametrize(
-    ("given", "told"),
-    [
-        ({"question": None}, "question is empty, expected some text, or an instruction"),
-        ({"choices": ("a",)}, "choices are 1, expected 2 to 26"),
-        ({"instruction": "x"}, "question, choices and hint do not go with an instruction"),
-        ({"top_p": 0.5}, "top_p: given with temperature 0, where nothing is drawn"),
-        ({"top_p": 1.5, "temperature": 1}, "top_p is 1.5, expected 0 < top_p <= 1"),
-        ({"temperature": -1}, "temperature is -1, expected at least 0"),
-        ({"top_k": 1, "top_k_g": 2, "temperature": 1}, "two names of one setting"),
-        ({"prompt_format": "QCML-A"}, "whose input tells more than question"),
-        ({"prompt_format": "A"}, "expected INPUT-OUTPUT"),
-    ],
-)
-def test_a_question_that_cannot_be_is_told(place, given, told):
-    with pytest.raises(ValueError, match=told):
-        question(place, **given)
-
-
-# Encoding
-
-
-def test_the_answer_follows_the_prompt_at_once_as_one_text_would():
-    fast = tokenizer()
-    row = TextRow("### Response:\n", "Answer: The answer is A.", "t")
-    whole = fast(row.prompt + row.answer)["input_ids"]
-    found = encode(row, fast, inputs=False, end=True)
-    assert [*found.prompt, *found.answer] == [*whole, 1]
-    assert list(found.prompt) == fast(row.prompt)["input_ids"] and found.prompt[0] == 0
-    assert encode(row, fast, inputs=True, end=False).answer == found.answer[:-1]
-    labels = collate([encode(row, fast, inputs=True, end=True), found], 1)["labels"].tolist()
-    assert labels[0] == [IGNORED, *whole[1:], 1]
-    assert labels[1] == [IGNORED] * len(found.prompt) + list(found.answer)
-    text = encode(TextRow("", "rock milk", "t"), fast, inputs=True, end=True)
-    assert [*text.prompt, *text.answer] == [*fast("rock milk")["input_ids"], 1]
-    assert text.prompt == (0,)
-
-
-def test_a_token_across_the_prompts_end_is_none_that_generation_would_meet():
-    fast = tokenizer(begin=False)
-    merged = TextRow("### Resp", "onse:", "t")
-    whole = fast("### Response:")["input_ids"]
-    found = encode(merged, fast, inputs=False, end=False)
-    assert whole[: len(found.prompt)] != list(found.prompt)
-    assert list(found.prompt) == fast("### Resp")["input_ids"]
-    assert fast.decode([*found.prompt, *found.answer]) == "### Response:"
-
-
-def test_long_rows_keep_their_answers_and_the_prompts_end():
-    fast = tokenizer()
-    rows = [
-        encode(TextRow("milk " * n, "rock.", "t"), fast, inputs=False, end=True) for n in (1, 9)
-    ]
-    cut = cut_prompts(rows, 12, begin=0)
-    assert cut[0] == rows[0]
-    assert cut[1].answer == rows[1].answer and len(cut[1].prompt + cut[1].answer) == 12
-    room = 12 - len(rows[1].answer)
-    assert cut[1].prompt == (0, *rows[1].prompt[-room + 1 :])
-    assert cut_prompts(rows, 12, begin=None)[1].prompt == rows[1].prompt[-room:]
-    with pytest.raises(
-        ValueError, match=r"room for a prompt within 2 tokens: row 0 .'rock\.'. has"
-    ):
-        cut_prompts(rows, 2, begin=0)
-
-
-def test_long_texts_keep_their_beginning():
-    fast = tokenizer()
-    one, more = (encode(TextRow("", "rock " * n, "t"), fast, inputs=True, end=True) for n in (1, 9))
-    assert cut_texts([one, more], 12) == [one, replace(more, answer=more.answer[:11])]
-
-
-# Training
 
 
 def test_the_flags_are_the_mixture_and_the_loop(place, tmp_path):
