@@ -1,7 +1,8 @@
 """All ways to a new task from a few examples, which `fewshot.py` measures side by side.
 
-Ways that learn nothing from the examples: the base; sum; NLA; Arrow (top 4); MTTL's uniform; the
-routers of `shelf_routers.py`, PHATGOOSE (top 2) and a task classifier's shares. Ways that learn:
+Ways that learn nothing from the examples: the base; sum; NLA; Arrow (top 4); MTTL's uniform; peft's
+merges, as `fewshot_merges.py` chose them; the routers of `shelf_routers.py`, PHATGOOSE (top 2) and
+a task classifier's shares. Ways that learn:
 the base with the examples before the prompt; the expert that likes them best; LoRAHub's search with
 its own settings, exact on Delta-W, and in its own arithmetic; peft's X-LoRA, and X-LoRA in one
 pass, whose gate reads each token's state behind a third of the blocks, with learned constants
@@ -16,7 +17,7 @@ from typing import Any
 
 from fewshot_ablation import PRESET, XLORA
 from fewshot_bench import ROWS, Arm, Bench, Gates, Lesson, asked_within
-from fewshot_peers import XLora, lorahub as lorahub_apart, uniform
+from fewshot_peers import XLora, chosen_merges, lorahub as lorahub_apart, uniform
 from peft import PeftModel
 from shelf_routers import PHATGOOSE, STREAM, classified, phatgoose
 from text_admission import ALL_LINEAR
@@ -141,6 +142,7 @@ FIXED: Mapping[str, Way] = {
     "MTTL's uniform": made_by(uniform),
     "PHATGOOSE": Way(phatgoose, {"gate": to_data(PHATGOOSE.gate), "steps": PHATGOOSE.fit.steps}),
     "classifier, soft": Way(classified(hard=False), {"trained on": STREAM.name}),
+    **{name: Way(merge, asdict(merge)) for name, merge in chosen_merges().items()},
 }
 
 

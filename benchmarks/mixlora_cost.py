@@ -31,9 +31,9 @@ from torch import Tensor, nn
 from mole_vl import Expert, mix
 from mole_vl.fresh import Form
 from mole_vl.gates import Router, TopK
-from mole_vl.layers import Learning
 from mole_vl.mixlora import MixLoRA
 from mole_vl.mixture import Mixture
+from mole_vl.stack import Learning
 from nlp.adapter import blocks
 from nlp.models import load_base
 from results import ROOT, Measurement, write_results
@@ -106,8 +106,9 @@ class Loop(nn.Module):
 
     def _changed(self, name: str, expert: int, x: Tensor) -> Tensor:
         layer = self.layers[name]
-        a, b = layer.own_parameters(expert).values()
-        return getattr(self.mlp, f"{name}_proj").base(x) + 2.0 * F.linear(F.linear(x, a), b)
+        own = layer.part(expert)
+        assert own is not None
+        return getattr(self.mlp, f"{name}_proj").base(x) + 2.0 * F.linear(F.linear(x, own.a), own.b)
 
     def forward(self, x: Tensor) -> Tensor:
         """As the feed-forward's."""

@@ -15,7 +15,8 @@ from costs import in_turns
 from torch import nn
 
 from mole_vl.experts import Factors
-from mole_vl.layers import Chosen, Learning, MixtureLinear
+from mole_vl.layers import Chosen, MixtureLinear
+from mole_vl.stack import Learning
 from results import ROOT, write_results
 
 WIDTH, POSITIONS, TOP_K, RANK = 1024, 2048, 2, 8

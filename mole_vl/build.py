@@ -9,10 +9,11 @@ from mole_vl.experts import Expert, check_fit, check_names
 from mole_vl.faults import at_least, instance_of, refuse
 from mole_vl.features import Features
 from mole_vl.gates import GateSpec
-from mole_vl.layers import Learning, layer_shapes
+from mole_vl.layers import layer_shapes
 from mole_vl.mixture import Mixture
 from mole_vl.sites import Layout, SiteKind, find_sites
 from mole_vl.slots import Slots
+from mole_vl.stack import Learning
 from mole_vl.wiring import ATTRIBUTE
 
 

@@ -12,6 +12,8 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
+from mole_vl.stack import Learning, joined
+
 _STEP = 1024
 
 
@@ -82,7 +84,7 @@ class Rescaling(nn.Module):
         base: The layer.
         width: What it reads.
         magnitudes: Of each expert, (o,); None for one that is no DoRA.
-        learn: Whether the magnitudes are parameters.
+        learning: How the magnitudes learn; None for frozen ones.
     """
 
     here: Tensor
@@ -90,19 +92,28 @@ class Rescaling(nn.Module):
     fixed: Tensor
 
     def __init__(
-        self, base: nn.Module, width: int, magnitudes: Sequence[Tensor | None], learn: bool
+        self,
+        base: nn.Module,
+        width: int,
+        magnitudes: Sequence[Tensor | None],
+        learning: Learning | None,
     ) -> None:
         super().__init__()
         norms = row_norms(base, width)
-        told = {str(place): m.to(norms) for place, m in enumerate(magnitudes) if m is not None}
         here = torch.tensor([m is not None for m in magnitudes], device=norms.device)
         self.register_buffer("here", here, persistent=False)
         self.register_buffer("norms", norms, persistent=False)
-        if learn:
-            self.magnitudes = nn.ParameterDict({k: nn.Parameter(m) for k, m in told.items()})
+        self.learns = learning is not None
+        own = {
+            team: torch.stack(told).to(norms)
+            for team, places in enumerate((learning or Learning()).places(len(magnitudes)))
+            if (told := [m for m in map(magnitudes.__getitem__, places) if m is not None])
+        }
+        if self.learns:
+            learn = {str(team): nn.Parameter(one) for team, one in own.items()}
+            self.magnitudes = nn.ParameterDict(learn)
         else:
-            self.register_buffer("fixed", torch.stack(list(told.values())), persistent=False)
-        self.learn = learn
+            self.register_buffer("fixed", own[0], persistent=False)
         # Of frozen factors it stays the same: found once, where the layer lies.
         self._found: Tensor | None = None
 
@@ -114,19 +125,19 @@ class Rescaling(nn.Module):
     @property
     def magnitude(self) -> Tensor:
         """Of each DoRA in order, (D, o)."""
-        return torch.stack(list(self.magnitudes.values())) if self.learn else self.fixed
+        return joined(self.magnitudes) if self.learns else self.fixed
 
     def of(self, expert: int) -> Tensor | None:
-        """An expert's magnitude, (o,), copied; None of one that is no DoRA."""
+        """An expert's magnitude, (o,); None of one that is no DoRA."""
         if not bool(self.here[expert]):
             return None
-        return self.magnitude[int(self.here[:expert].sum())].detach().clone()
+        return self.magnitude[int(self.here[:expert].sum())]
 
     def forward(
         self, base: nn.Module, a: Tensor, b: Tensor, scales: Tensor, segments: Tensor
     ) -> Tensor:
         """`c - 1` for each expert, (E, o), in fp32; 0 for one that is no DoRA."""
-        if self.learn:
+        if self.learns:
             return self._shift(base, a, b, scales, segments)
         if self._found is None:
             # It is kept: whoever comes first must not decide of its precision, or of gradients.

@@ -2,7 +2,7 @@
 
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from mole_vl.dora import Rescaling
 from mole_vl.experts import Factors
 from mole_vl.fanned import Fanned
-from mole_vl.faults import refuse, share
 from mole_vl.plans import align, dense, dense_conv, expand, in_order
 from mole_vl.sparse import per_sample, sparse
+from mole_vl.stack import Learning, Stack
 
 
 class Chosen(NamedTuple):
@@ -30,20 +30,6 @@ class Chosen(NamedTuple):
     weights: Tensor
     experts: Tensor | None
     fanned: Fanned | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class Learning:
-    """How experts learn inside their mixture.
-
-    Args:
-        dropout: Share of what an expert's down projection reads that a training step leaves out.
-    """
-
-    dropout: float = 0.0
-
-    def __post_init__(self) -> None:
-        refuse("Learning", [share("dropout", self.dropout)])
 
 
 # Answers the weights for the forward that a layer is in; None where the mixture is switched off.
@@ -81,54 +67,43 @@ class MixtureLayer(nn.Module):
         self.ranks = tuple(0 if f is None else f.rank for f in factors)
         weight = base.weight
         assert isinstance(weight, Tensor)
-        present = [self._fitted(f) for f in factors if f is not None]
         exact = learning is not None or not weight.dtype.is_floating_point
         dtype = torch.float32 if exact else weight.dtype
         place: dict[str, Any] = {"device": weight.device, "dtype": dtype}
         ranks = torch.tensor(self.ranks)
-        down = [f.a.to(**place) for f in present]
-        up = [f.b.to(**place) for f in present]
-        if learning is None:
-            self.register_buffer("down", torch.cat(down), persistent=False)
-            self.register_buffer("up", torch.cat(up, dim=1), persistent=False)
-        else:
-            # Each expert's own, so that it can learn by itself.
-            places = [str(place) for place, rank in enumerate(self.ranks) if rank]
-            self.downs = nn.ParameterDict(zip(places, map(nn.Parameter, down), strict=True))
-            self.ups = nn.ParameterDict(zip(places, map(nn.Parameter, up), strict=True))
-        self.learning = learning
-        self._shapes = (down[0].shape[1], up[0].shape[0])
+        self.stack = Stack([f and self._fitted(f) for f in factors], learning, place)
+        self._shapes = (self.stack.a.shape[1], self.stack.b.shape[0])
         self.dropout = 0.0 if learning is None else learning.dropout
         segments = torch.repeat_interleave(torch.arange(len(ranks)), ranks).to(weight.device)
-        self._exact_scales = torch.cat([torch.full((f.rank,), f.scale) for f in present])
+        self._exact_scales = torch.cat([torch.full((f.rank,), f.scale) for f in factors if f])
         scales = self._exact_scales.to(weight.device)
         self.register_buffer("segments", segments, persistent=False)
         self.register_buffer("scales", scales, persistent=False)
-        self.rescaling = self._rescaling(factors, learning is not None)
+        self.rescaling = self._rescaling(factors, learning)
         self.register_state_dict_post_hook(_own_keys)
         self.register_load_state_dict_pre_hook(_base_keys)
         self.train(base.training)
 
-    down: Tensor
-    up: Tensor
     segments: Tensor
     scales: Tensor
 
     @property
     def a(self) -> Tensor:
         """All experts' down projections, (R, in) or (R, in, h, w)."""
-        return self.down if self.learning is None else torch.cat(list(self.downs.values()))
+        return self.stack.a
 
     @property
     def b(self) -> Tensor:
         """All experts' up projections, (out, R)."""
-        return self.up if self.learning is None else torch.cat(list(self.ups.values()), dim=1)
+        return self.stack.b
 
-    def _rescaling(self, factors: Sequence[Factors | None], learn: bool) -> Rescaling | None:
+    def _rescaling(
+        self, factors: Sequence[Factors | None], learning: Learning | None
+    ) -> Rescaling | None:
         magnitudes = [None if f is None else f.magnitude for f in factors]
         if all(magnitude is None for magnitude in magnitudes):
             return None
-        return Rescaling(self.base, self.in_features, magnitudes, learn)
+        return Rescaling(self.base, self.in_features, magnitudes, learning)
 
     @abstractmethod
     def _fitted(self, factors: Factors) -> Factors:
@@ -196,18 +171,25 @@ class MixtureLayer(nn.Module):
         """Names in `state_dict` of what is not the base's: factors that learn."""
         return tuple(n for n, _ in self.named_parameters() if not n.startswith("base."))
 
-    def own_parameters(self, expert: int) -> dict[str, nn.Parameter]:
-        """What an expert has to learn here, by name; nothing where it leaves the layer alone."""
-        return {n: self.get_parameter(n) for n in self.own_names if n.endswith(f".{expert}")}
-
-    def factors(self, expert: int) -> Factors | None:
-        """An expert's factors as they are now, copied; None where it leaves the layer alone."""
+    def part(self, expert: int) -> Factors | None:
+        """An expert's part of the layer's factors; None where it leaves the layer alone."""
         own = slice(sum(self.ranks[:expert]), sum(self.ranks[: expert + 1]))
         if own.start == own.stop:
             return None
-        a, b = (factor.detach().clone() for factor in (self.a[own], self.b[:, own]))
         magnitude = None if self.rescaling is None else self.rescaling.of(expert)
-        return Factors(a, b, float(self._exact_scales[own.start]), magnitude)
+        scale = float(self._exact_scales[own.start])
+        return Factors(self.a[own], self.b[:, own], scale, magnitude)
+
+    def factors(self, expert: int) -> Factors | None:
+        """An expert's factors as they are now, copied; None where it leaves the layer alone."""
+        own = self.part(expert)
+        if own is None:
+            return None
+        copied = {
+            name: one.detach().clone(memory_format=torch.contiguous_format)
+            for name, one in own.tensors().items()
+        }
+        return replace(own, **copied)
 
     def stacked(self, weights: Tensor) -> tuple[Tensor, Tensor]:
         """Factors of Delta-W under constant weights (E,): a (R, ...) and b (out, R), in fp32.

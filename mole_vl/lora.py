@@ -8,9 +8,9 @@ from torch import Tensor, nn
 from mole_vl.faults import at_least, refuse, share
 from mole_vl.fresh import Form, fresh_expert
 from mole_vl.gates import Sum
-from mole_vl.layers import Learning
 from mole_vl.method import Method, Plan, targeted
 from mole_vl.passes import Record
+from mole_vl.stack import Learning
 
 NAME = "lora"
 

@@ -10,10 +10,11 @@ from mole_vl.build import mix
 from mole_vl.calls import Calls
 from mole_vl.experts import Expert
 from mole_vl.gates import GateSpec
-from mole_vl.layers import Learning, layer_shapes
+from mole_vl.layers import layer_shapes
 from mole_vl.mixture import Mixture
 from mole_vl.passes import Record
 from mole_vl.sites import SiteKind
+from mole_vl.stack import Learning
 from mole_vl.targets import check_targets, target_layers
 
 

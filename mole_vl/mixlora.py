@@ -9,10 +9,10 @@ from mole_vl.faults import at_least, instance_of, positive, refuse, share
 from mole_vl.feedforward import feed_forwards
 from mole_vl.fresh import Form, fresh_expert
 from mole_vl.gates import Choice, Router, TopK
-from mole_vl.layers import Learning
 from mole_vl.losses import load_balance, z_loss
 from mole_vl.method import Method, Plan, targeted
 from mole_vl.passes import Record
+from mole_vl.stack import Learning
 
 SHARED = "shared"
 """The one expert of all that is no feed-forward."""

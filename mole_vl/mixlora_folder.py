@@ -37,12 +37,13 @@ from mole_vl.feedforward import FeedForward, feed_forwards
 from mole_vl.files import read_pickled_tensors, read_tensors
 from mole_vl.fresh import Form
 from mole_vl.gates.router import RouterGate
-from mole_vl.layers import Learning, layer_shapes
+from mole_vl.layers import layer_shapes
 from mole_vl.mixlora import SHARED, MixLoRA
 from mole_vl.mixlora_header import TODAY, read_header
 from mole_vl.mixture import Mixture
 from mole_vl.nonlinearity import fault_of_nonlinearity
 from mole_vl.peft_folder import CONFIG, WEIGHTS
+from mole_vl.stack import Learning
 from mole_vl.targets import target_layers
 
 _PICKLED = "adapter_model.bin"

@@ -17,10 +17,11 @@ from mole_vl.faults import refuse, some
 from mole_vl.features import Features
 from mole_vl.feedforward import layer_kind
 from mole_vl.gates import ByTenant, Gate, GateSpec
-from mole_vl.layers import Chosen, Learning, MixtureLayer
+from mole_vl.layers import Chosen, MixtureLayer
 from mole_vl.passes import EVERYWHERE, Masks, Record
 from mole_vl.sites import Layout
 from mole_vl.slots import Slots
+from mole_vl.stack import Learning
 from mole_vl.wiring import Wiring
 
 
@@ -114,18 +115,17 @@ class Mixture(nn.Module):
             for place, name in enumerate(self.names)
         ]
 
-    def parameters_of_experts(self, names: Sequence[str] | None = None) -> dict[str, nn.Parameter]:
-        """What experts that learn have to learn, by layer, factor and expert's place.
+    def parameters_of_experts(self, team: int | None = None) -> dict[str, nn.Parameter]:
+        """What experts that learn have to learn, by layer, factor and team.
 
         Args:
-            names: The experts that are meant; all of them if not given.
+            team: The one that is meant (`Learning.teams`); all of them if not given.
         """
-        places = [self.names.index(name) for name in (self.names if names is None else names)]
         return {
-            f"{path}.{name}": parameter
+            f"{path}.{name}": layer.get_parameter(name)
             for path, layer in self.layers.items()
-            for place in places
-            for name, parameter in layer.own_parameters(place).items()
+            for name in layer.own_names
+            if team is None or name.endswith(f".{team}")
         }
 
     def train(self, mode: bool = True) -> "Mixture":

@@ -85,9 +85,10 @@ def take_saved(mixture: Mixture, folder: str | Path) -> None:
     load_gates(mixture, found)
     for place, expert in enumerate(experts):
         for path, factors in expert.layers.items():
-            own = mixture.layers[path].own_parameters(place).values()
-            for parameter, tensor in zip(own, factors.tensors().values(), strict=True):
-                parameter.copy_(tensor)
+            own = mixture.layers[path].part(place)
+            assert own is not None
+            for mine, saved in zip(own.tensors().values(), factors.tensors().values(), strict=True):
+                mine.copy_(saved)
 
 
 def read_mixture(folder: Path) -> tuple[GateFile, list[Expert]]:

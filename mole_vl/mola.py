@@ -9,11 +9,11 @@ from torch import Tensor, nn
 from mole_vl.faults import at_least, one_of, positive, refuse, share
 from mole_vl.fresh import Form, fresh_expert
 from mole_vl.gates import BySite, GateSpec, Router, TopK
-from mole_vl.layers import Learning
 from mole_vl.losses import load_balance
 from mole_vl.method import Method, Plan, targeted
 from mole_vl.passes import Record
 from mole_vl.sites import block_of
+from mole_vl.stack import Learning
 
 Shape = Literal["rectangle", "triangle", "inverted_triangle", "hourglass"]
 _SLOPES = {

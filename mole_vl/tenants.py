@@ -17,13 +17,13 @@ from mole_vl.faults import plain_word, refuse
 from mole_vl.files import new_folder
 from mole_vl.gate_file import GateFile, write_gates
 from mole_vl.gates import ByTenant, GateSpec, Sum, TenantsGate
-from mole_vl.layers import Learning
 from mole_vl.method import Method
 from mole_vl.mixture import Mixture
 from mole_vl.mixture_folder import EXPERTS, GATES, read_mixture
 from mole_vl.passes import Record
 from mole_vl.peft_folder import CONFIG, read_peft, write_peft
 from mole_vl.sites import SiteKind
+from mole_vl.stack import Learning
 
 
 def mix_tenants(
@@ -66,7 +66,10 @@ def mix_tenants(
         {name: plan.site for name, plan in plans.items()},
         blocks,
         calls,
-        Learning(dropout=next(iter(dropouts.values()))),
+        Learning(
+            dropout=next(iter(dropouts.values())),
+            teams=tuple(len(own) for own in experts.values()),
+        ),
     )
 
 
@@ -154,7 +157,7 @@ def save_tenant(mixture: Mixture, name: str, folder: str | Path, base: str | Non
 
 def tenant_parameters(mixture: Mixture, name: str) -> dict[str, nn.Parameter]:
     """What one tenant has to learn: its experts' factors, its gates' weights."""
-    own = mixture.parameters_of_experts(_spec(mixture).experts[name])
+    own = mixture.parameters_of_experts(list(_spec(mixture).experts).index(name))
     gates = {
         f"gates.{key}": parameter
         for key, parameter in mixture.gates.named_parameters()

@@ -20,11 +20,12 @@ from mole_vl.faults import refuse
 from mole_vl.feedforward import feed_forwards
 from mole_vl.files import check_output
 from mole_vl.fresh import Form, fresh_expert
-from mole_vl.layers import Learning, layer_shapes
+from mole_vl.layers import layer_shapes
 from mole_vl.mixlora import MixLoRA
 from mole_vl.mixlora_folder import read_mixlora
 from mole_vl.mixture_folder import save_mixture, take_saved
 from mole_vl.nonlinearity import fault_of_nonlinearity
+from mole_vl.stack import Learning
 from mole_vl.targets import check_targets, target_layers
 from mole_vl.training import FitConfig
 from mole_vl.training.snapshot import drop_snapshots

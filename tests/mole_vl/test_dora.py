@@ -8,8 +8,9 @@ from torch.func import functional_call
 from mole_vl import Expert, Factors, mix
 from mole_vl.dora import changed_norms, row_norms
 from mole_vl.gates import Router, Sum, TopK
-from mole_vl.layers import Chosen, Learning, MixtureLinear
+from mole_vl.layers import Chosen, MixtureLinear
 from mole_vl.merge import merged
+from mole_vl.stack import Learning
 from tests.mole_vl.test_feedforward import BLOCKS, FEED_FORWARD, KINDS, Net, falling, x_of
 from tests.toys import Toy, inputs, three
 
@@ -142,11 +143,16 @@ def test_gradients_of_doras_that_learn():
     ]  # fmt: skip
     (layer(x) ** 2).sum().backward()
     (expected(base, twins, x, weights) ** 2).sum().backward()
-    names = {"downs": "a", "ups": "b", "rescaling": "magnitude"}
-    for name in layer.own_names:
-        wanted = leaves[int(name[-1]), names[name.partition(".")[0]]]
-        torch.testing.assert_close(layer.get_parameter(name).grad, wanted.grad)
-    assert len(layer.own_names) == len(leaves)
+    grads = [layer.get_parameter(f"stack.{name}.0").grad for name in ("downs", "ups")]
+    wanted = [
+        torch.cat([leaves[p, name].grad for p, one in enumerate(factors) if one], axis)
+        for name, axis in (("a", 0), ("b", 1))
+    ]
+    torch.testing.assert_close(grads, [wanted[0], wanted[1].T])
+    magnitudes = [leaf.grad for (_, name), leaf in leaves.items() if name == "magnitude"]
+    found = layer.get_parameter("rescaling.magnitudes.0").grad
+    torch.testing.assert_close(found, torch.stack(magnitudes))
+    assert len(layer.own_names) == 3
 
 
 @torch.no_grad()

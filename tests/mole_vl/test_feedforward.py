@@ -12,7 +12,7 @@ from torch.utils.checkpoint import checkpoint
 
 from mole_vl import Expert, Factors, mix
 from mole_vl.gates import Choice, Router, Sum, Switch, TopK, TopP
-from mole_vl.layers import Learning
+from mole_vl.stack import Learning
 
 
 class Gated(nn.Module):
@@ -235,10 +235,7 @@ def test_output_and_every_gradient_are_the_loops(kind, choice, route):
     twins = [
         Expert(
             one.name,
-            {
-                path: Factors(*mixture.layers[path].own_parameters(place).values(), own.scale)
-                for path, own in one.layers.items()
-            },
+            {path: mixture.layers[path].part(place) for path in one.layers},
         )
         for place, one in enumerate(experts)
     ]
@@ -397,7 +394,8 @@ def test_learning_experts_are_parameters_and_others_are_not():
     trained = {name for name, p in net.named_parameters() if p.requires_grad}
     gates = {f"mixture.gates.{name}" for name, _ in mixture.gates.named_parameters()}
     assert trained == gates | set(mixture.parameters_of_experts())
-    assert len(mixture.parameters_of_experts()) == 2 * 2 * (4 * 3 + 2)
+    pairs = len(mixture.layers)
+    assert len(mixture.parameters_of_experts()) == 2 * pairs
     state = net.state_dict()
     assert set(mixture.parameters_of_experts()) <= set(state)
     other, _, twin = mixed("gated")

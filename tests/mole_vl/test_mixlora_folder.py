@@ -10,10 +10,11 @@ from torch import nn
 
 from mole_vl.feedforward import feed_forwards
 from mole_vl.gates import Switch, TopK, TopP
-from mole_vl.layers import Learning, layer_shapes
+from mole_vl.layers import layer_shapes
 from mole_vl.mixlora import Form
 from mole_vl.mixlora_folder import read_mixlora
 from mole_vl.nonlinearity import fault_of_nonlinearity
+from mole_vl.stack import Learning
 from nlp.adapter import blocks
 from tests.nlp.families import causal
 from tests.nlp.published import CONFIG, MLP, OLDER, loop_of, publish, respelt, tensors_of
