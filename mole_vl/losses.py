@@ -62,14 +62,15 @@ def balance(records: Sequence[Record]) -> Tensor:
     return -mean_shares(records).mean(0).log().sum()
 
 
-def _apart(_site: str) -> Hashable:
+def everywhere(_site: str) -> Hashable:
+    """One group of all sites."""
     return None
 
 
 def load_balance(
     records: Sequence[Record],
     *,
-    together: Callable[[str], Hashable] = _apart,
+    together: Callable[[str], Hashable] = everywhere,
     by_choice: bool = False,
 ) -> Tensor:
     """`E sum_e f_e P_e`, which is least where routers give all their experts as much to do.

@@ -2,18 +2,20 @@
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal, get_args
 
 from torch import Tensor, nn
 
-from mole_vl.faults import at_least, instance_of, positive, refuse, share
+from mole_vl.faults import at_least, instance_of, one_of, positive, refuse, share
 from mole_vl.feedforward import feed_forwards
 from mole_vl.fresh import Form, fresh_expert
 from mole_vl.gates import Choice, Router, TopK
-from mole_vl.losses import load_balance, z_loss
+from mole_vl.losses import everywhere, load_balance, z_loss
 from mole_vl.method import Method, Plan, targeted
 from mole_vl.passes import Record
 from mole_vl.stack import Learning
 
+Balanced = Literal["model", "layer"]
 SHARED = "shared"
 """The one expert of all that is no feed-forward."""
 
@@ -35,6 +37,9 @@ class MixLoRA(Method):
         jitter: In training, a router's input is multiplied by U(1 - jitter, 1 + jitter).
         spread: Standard deviation of the routers' start.
         balance: Factor of the load-balance loss; 0 for none.
+        balanced: Whose positions that loss counts together: all layers' (model), as MoE-PEFT does,
+            so that a layer may load its experts unevenly where others make up for it; or each
+            layer's by themselves, summed (layer), as in the Switch Transformer.
         z: Factor of the z-loss; 0 for none.
         seed: Of the start of experts and routers.
     """
@@ -48,6 +53,7 @@ class MixLoRA(Method):
     jitter: float = 0.0
     spread: float = 0.02
     balance: float = 0.001
+    balanced: Balanced = "model"
     z: float = 0.0
     seed: int = 0
 
@@ -62,6 +68,7 @@ class MixLoRA(Method):
                 share("jitter", self.jitter),
                 positive("spread", self.spread),
                 at_least("balance", self.balance, 0),
+                one_of("balanced", self.balanced, get_args(Balanced)),
                 at_least("z", self.z, 0),
                 at_least("seed", self.seed, 0),
             ],
@@ -94,10 +101,11 @@ class MixLoRA(Method):
     def losses(
         self, records: Sequence[Record], blocks: Collection[str]
     ) -> Mapping[str, tuple[Tensor, float]]:
-        """`balance` over all layers at once, and `z`, where their factors are not 0."""
+        """`balance`, over all layers at once or by layer, and `z`, where a factor is not 0."""
         found = {}
         if self.balance:
-            found["balance"] = load_balance(records), self.balance
+            together = str if self.balanced == "layer" else everywhere
+            found["balance"] = load_balance(records, together=together), self.balance
         if self.z:
             found["z"] = z_loss(records), self.z
         return found

@@ -2,6 +2,8 @@
 
 import copy
 import math
+from dataclasses import replace
+from itertools import chain
 from typing import Any
 
 import pytest
@@ -206,13 +208,16 @@ def held(loops, layer):
     torch.testing.assert_close(found, [a, b.T], rtol=1e-3, atol=1e-5)
 
 
+@pytest.mark.parametrize("balanced", ["model", "layer"])
 @pytest.mark.parametrize("training", [False, True], ids=["eval", "train"])
-def test_mixlora_is_its_loop(training):
+def test_mixlora_is_its_loop(training, balanced):
     def aux(plain):
-        seen = [one for block in plain.model.layers for one in real_of(block.mlp.seen)]
-        return even(seen, 4, by_choice=False)
+        seen = [real_of(block.mlp.seen) for block in plain.model.layers]
+        seen = [list(chain(*seen))] if balanced == "model" else seen
+        return sum(even(one, 4, by_choice=False) for one in seen)
 
-    mixture, plain = compared(MIXLORA, loops_of_mixlora, aux, training)
+    method = replace(MIXLORA, balanced=balanced)
+    mixture, plain = compared(method, loops_of_mixlora, aux, training)
     for number, block in enumerate(plain.model.layers):
         at = f"model.layers.{number}"
         for name in ATTENTION:
