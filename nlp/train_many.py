@@ -3,7 +3,7 @@
     accelerate launch --num_processes 1 -m nlp.train_many --config configs/text_many.yaml
 
 Every step each of them learns `fit.rows` rows of its own, in one batch of all: each ends with the
-weights that it would have had alone (nlp.train_mixture with the same `fit`), to rounding, where
+weights that it would have had alone (nlp.train_mixture, `fit` and `lr` alike), to rounding, where
 nothing is drawn at random in training (dropout, jitter). Stopped at any moment it goes on where it
 was. Leaves each in `output` under its name: a LoRA as a PEFT folder, a mixture as
 `nlp.train_mixture` writes it. `mole_vl.tenants.mix_saved_tenants` serves them together.
@@ -19,13 +19,13 @@ from accelerate import PartialState
 from torch import nn
 
 from mole_vl import Mixture
-from mole_vl.faults import as_messages, at_least, instance_of, plain_word, refuse
+from mole_vl.faults import as_messages, at_least, instance_of, plain_word, positive, refuse
 from mole_vl.files import check_output
 from mole_vl.method import Method
 from mole_vl.program import command
 from mole_vl.specs import to_data
 from mole_vl.tenants import mix_tenants, save_tenant, tenant_parameters, tenant_records
-from mole_vl.training import FitConfig, Row, Term, fit
+from mole_vl.training import FitConfig, Part, Row, Term, fit
 from nlp.adapter import blocks
 from nlp.data import IGNORED, EncodedRow, Style, TextBatch, digest_rows, to_device
 from nlp.dataset import RowSource, rows_of
@@ -43,16 +43,22 @@ class TenantConfig:
         method: Its kind: mole_vl.lora.LoRA, mole_vl.mixlora.MixLoRA or mole_vl.mola.MoLA.
         data: The rows that it learns: JSON lines of prompt, answer and task, or a dataset with its
             templates (`nlp.dataset.DatasetRows`).
+        lr: Its peak learning rate; that of `fit` if not given.
     """
 
     name: str
     method: Method
     data: RowSource
+    lr: float | None = None
 
     def __post_init__(self) -> None:
         refuse(
             f"tenant {self.name!r}",
-            [plain_word("name", self.name), instance_of("method", self.method, Method)],
+            [
+                plain_word("name", self.name),
+                instance_of("method", self.method, Method),
+                positive("lr", self.lr),
+            ],
         )
 
 
@@ -114,6 +120,7 @@ class ManyTask:
         methods: What made each, by name.
         rows: What each learns.
         pad: The tokenizer's id of padding.
+        rates: What the run's learning rate is multiplied by for some of them.
     """
 
     def __init__(
@@ -123,21 +130,23 @@ class ManyTask:
         rows: Mapping[str, Sequence[EncodedRow]],
         *,
         pad: int,
+        rates: Mapping[str, float],
     ) -> None:
         self._mixture = mixture
         self._model = mixture.model
         self._methods = methods
         self._rows = rows
         self._pad = pad
+        self._rates = rates
         self._device = torch.device("cpu")
 
     def parameters(self) -> Mapping[str, nn.Parameter]:
         """What each tenant has to learn."""
         return {name: p for own in self._own().values() for name, p in own.items()}
 
-    def apart(self) -> Sequence[Sequence[str]]:
+    def apart(self) -> Sequence[Part]:
         """The tenants' own parameters."""
-        return [list(own) for own in self._own().values()]
+        return [Part(list(own), self._rates.get(name, 1.0)) for name, own in self._own().items()]
 
     def _own(self) -> dict[str, dict[str, nn.Parameter]]:
         return {name: tenant_parameters(self._mixture, name) for name in self._methods}
@@ -205,7 +214,8 @@ def main(config: ManyConfig) -> None:
     }
     methods = {one.name: one.method for one in config.tenants}
     mixture = mix_tenants(model, methods, blocks=blocks(model))
-    task = ManyTask(mixture, methods, encoded, pad=tokenizer.pad_token_id)
+    rates = {one.name: one.lr / config.fit.lr for one in config.tenants if one.lr is not None}
+    task = ManyTask(mixture, methods, encoded, pad=tokenizer.pad_token_id, rates=rates)
     lesson = {
         "tenants": {name: to_data(method) for name, method in methods.items()},
         "data": {name: digest_rows(own) for name, own in rows.items()},
@@ -213,6 +223,7 @@ def main(config: ManyConfig) -> None:
         "style": config.style,
         "context": config.context,
         **({"quantise": config.quantise} if config.quantise else {}),
+        **({"rates": rates} if rates else {}),
     }
     # Of the model, the new parts alone are in train mode: their dropout is the only one at work.
     mixture.train()

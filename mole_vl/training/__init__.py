@@ -14,4 +14,4 @@ from mole_vl.training.fit import (
 from mole_vl.training.gauges import Gauged as Gauged, draw_gates as draw_gates
 from mole_vl.training.rows import Alike as Alike, Row as Row, mix_seed as mix_seed
 from mole_vl.training.snapshot import Snapshot as Snapshot, read_snapshot as read_snapshot
-from mole_vl.training.task import Task as Task, Term as Term
+from mole_vl.training.task import Part as Part, Task as Task, Term as Term

@@ -29,7 +29,7 @@ from mole_vl.training.rows import mix_seed
 from mole_vl.training.share import Share
 from mole_vl.training.snapshot import Snapshot, read_snapshot, write_snapshot
 from mole_vl.training.tally import Values
-from mole_vl.training.task import Apart, Task
+from mole_vl.training.task import Apart, Part, Task
 
 LOG = "metrics.jsonl"
 
@@ -81,8 +81,13 @@ class _Run:
         self.parameters = dict(task.parameters())
         if not self.parameters:
             raise ValueError("fit: the task has no parameters to train")
+        self.parts = task.apart() if isinstance(task, Apart) else [Part(list(self.parameters))]
         optimizers = make_optimizers(
-            config.optimizer, self.parameters, lr=config.lr, weight_decay=config.weight_decay
+            config.optimizer,
+            self.parameters,
+            lr=config.lr,
+            weight_decay=config.weight_decay,
+            rates={name: part.rate for part in self.parts for name in part.names},
         )
         self.optimizers = {k: self.accelerator.prepare(one) for k, one in optimizers.items()}
         self.averages = (
@@ -184,10 +189,9 @@ class _Run:
                 )
         self._reduce_gradients()
         limit = math.inf if config.clip is None else config.clip
-        groups = self.task.apart() if isinstance(self.task, Apart) else [list(self.parameters)]
         norms = [
-            accelerator.clip_grad_norm_([self.parameters[name] for name in names], limit)
-            for names in groups
+            accelerator.clip_grad_norm_([self.parameters[name] for name in part.names], limit)
+            for part in self.parts
         ]
         finite = all(norm is None or bool(torch.isfinite(norm)) for norm in norms)
         # In fp16 the scaler looks for overflow itself, and skips the step.
@@ -198,7 +202,7 @@ class _Run:
             )
         for optimizer in self.optimizers.values():
             for group in optimizer.param_groups:
-                group["lr"] = config.rate(self.step)
+                group["lr"] = config.rate(self.step) * group.get("rate", 1.0)
             optimizer.step()
             optimizer.zero_grad()
         self.step += 1

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from importlib import import_module
 from importlib.util import find_spec
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -25,7 +25,12 @@ def lacking(rule: str) -> str | None:
 
 
 def make_optimizers(
-    rule: Rule, parameters: Mapping[str, nn.Parameter], *, lr: float, weight_decay: float
+    rule: Rule,
+    parameters: Mapping[str, nn.Parameter],
+    *,
+    lr: float,
+    weight_decay: float,
+    rates: Mapping[str, float] | None = None,
 ) -> dict[str, Optimizer]:
     """The optimisers of some parameters, by rule; each parameter is in one of them.
 
@@ -38,23 +43,38 @@ def make_optimizers(
         parameters: By name.
         lr: Learning rate.
         weight_decay: Decoupled decay.
+        rates: What the rate of each parameter is multiplied by, 1 if not given; their groups tell
+            it as `rate`.
     """
     if rule == "adamw8bit":
         # An extra that takes seconds to load: it comes in for those who ask for it.
         optim = import_module(_EIGHT_BIT).optim
-        parts = list(parameters.values())
-        return {rule: optim.AdamW8bit(parts, lr=lr, weight_decay=weight_decay)}
+        groups = _by_rate(parameters, lr, rates or {})
+        return {rule: optim.AdamW8bit(groups, lr=lr, weight_decay=weight_decay)}
     matrices = {
         name: parameter
         for name, parameter in parameters.items()
         if rule == "muon" and parameter.dim() == 2 and "embed" not in name
     }
-    rest = [parameter for name, parameter in parameters.items() if name not in matrices]
+    rest = {name: own for name, own in parameters.items() if name not in matrices}
     found: dict[str, Optimizer] = {}
     if matrices:
         found["muon"] = torch.optim.Muon(
-            matrices.values(), lr=lr, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw"
+            _by_rate(matrices, lr, rates or {}),
+            lr=lr,
+            weight_decay=weight_decay,
+            adjust_lr_fn="match_rms_adamw",
         )
     if rest:
-        found["adamw"] = torch.optim.AdamW(rest, lr=lr, weight_decay=weight_decay)
+        groups = _by_rate(rest, lr, rates or {})
+        found["adamw"] = torch.optim.AdamW(groups, lr=lr, weight_decay=weight_decay)
     return found
+
+
+def _by_rate(
+    parameters: Mapping[str, nn.Parameter], lr: float, rates: Mapping[str, float]
+) -> list[dict[str, Any]]:
+    groups: dict[float, list[nn.Parameter]] = {}
+    for name, parameter in parameters.items():
+        groups.setdefault(rates.get(name, 1.0), []).append(parameter)
+    return [{"params": own, "lr": lr * rate, "rate": rate} for rate, own in groups.items()]

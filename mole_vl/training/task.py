@@ -52,10 +52,23 @@ class Task(Protocol):
         ...
 
 
+@dataclass(frozen=True)
+class Part:
+    """Parameters that learn by themselves: their gradient is limited alone (`FitConfig.clip`).
+
+    Args:
+        names: The parameters.
+        rate: What the run's learning rate is multiplied by for them.
+    """
+
+    names: Sequence[str]
+    rate: float = 1.0
+
+
 @runtime_checkable
 class Apart(Protocol):
     """A task that trains several things at once, none of which may move another."""
 
-    def apart(self) -> Sequence[Sequence[str]]:
-        """Names of the parameters of each: its gradient is limited by itself (`FitConfig.clip`)."""
+    def apart(self) -> Sequence[Part]:
+        """Each of them; every parameter of the task is in one."""
         ...
