@@ -6,6 +6,7 @@ import torch
 
 from mole_vl.experts import Expert, Factors
 from mole_vl.faults import refuse
+from mole_vl.updates import faults_of_dora
 
 
 def weighted_sum(name: str, experts: Sequence[Expert], weights: Sequence[float]) -> Expert:
@@ -17,8 +18,8 @@ def weighted_sum(name: str, experts: Sequence[Expert], weights: Sequence[float])
         weights: One for each.
 
     Raises:
-        ValueError: Not one finite weight for each expert, all of them zero, or a layer that two
-            experts know in different shapes.
+        ValueError: Not one finite weight for each expert, all of them zero, a DoRA, or a layer that
+            two experts know in different shapes.
     """
     refuse(
         "weighted_sum",
@@ -31,6 +32,7 @@ def weighted_sum(name: str, experts: Sequence[Expert], weights: Sequence[float])
                 for expert, weight in zip(experts, weights, strict=False)
                 if not abs(weight) < float("inf")
             ),
+            *faults_of_dora(experts),
         ],
     )
     parts: dict[str, list[tuple[Factors, float]]] = {}
