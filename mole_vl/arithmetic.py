@@ -24,14 +24,7 @@ def weighted_sum(name: str, experts: Sequence[Expert], weights: Sequence[float])
     refuse(
         "weighted_sum",
         [
-            None
-            if len(experts) == len(weights)
-            else f"{len(weights)} weights for {len(experts)} experts",
-            *(
-                f"the weight of {expert.name!r} is {weight}, expected a finite number"
-                for expert, weight in zip(experts, weights, strict=False)
-                if not abs(weight) < float("inf")
-            ),
+            *faults_of_weights(experts, weights),
             *faults_of_dora(experts),
         ],
     )
@@ -42,6 +35,17 @@ def weighted_sum(name: str, experts: Sequence[Expert], weights: Sequence[float])
     if not parts:
         raise ValueError("weighted_sum: with these weights nothing changes the base")
     return Expert(name, {path: _joined(path, own) for path, own in parts.items()})
+
+
+def faults_of_weights(experts: Sequence[Expert], weights: Sequence[float]) -> list[str]:
+    """What is wrong with weights that are to be one finite number for each expert."""
+    if len(experts) != len(weights):
+        return [f"{len(weights)} weights for {len(experts)} experts"]
+    return [
+        f"the weight of {expert.name!r} is {weight}, expected a finite number"
+        for expert, weight in zip(experts, weights, strict=True)
+        if not abs(weight) < float("inf")
+    ]
 
 
 def _joined(path: str, parts: Sequence[tuple[Factors, float]]) -> Factors:

@@ -1,0 +1,127 @@
+"""Model-based clustering of experts (MBC, arXiv 2405.11157): `pip install -e '.[library]'`."""
+
+import warnings
+from collections.abc import Sequence
+
+import numpy as np
+from sklearn.cluster import KMeans
+from sklearn.exceptions import ConvergenceWarning
+from torch import Tensor
+
+from mole_vl.clusters import Clusters
+from mole_vl.experts import Expert, check_names
+from mole_vl.faults import between, refuse, whole_at_least
+from mole_vl.flattened import flattened_similarity
+from mole_vl.similarity import similarity, similarity_by_layer
+
+
+def cluster(
+    experts: Sequence[Expert], k: int = 10, *, seed: int = 42, n_init: int = 10
+) -> Clusters:
+    """K-means on the rows of the cosine matrix of Delta-W over all layers.
+
+    Two experts are close when they are alike to the same others. As in the paper, but for what is
+    compared: the updates themselves, of any ranks and layers, not their factors.
+
+    Args:
+        experts: At least as many as clusters; ranks, alphas and layers may differ.
+        k: How many clusters.
+        seed: Of the search's starts.
+        n_init: How many starts; the best end is taken.
+
+    Raises:
+        ValueError: More clusters than experts that differ; experts that share a name, a DoRA, a
+            layer that two know in different shapes, an update that is zero.
+    """
+    _check(experts, k, seed, n_init)
+    return grouped(experts, similarity(experts), "Delta-W", k, seed=seed, n_init=n_init)
+
+
+def cluster_by_layer(
+    experts: Sequence[Expert], k: int = 10, *, seed: int = 42, n_init: int = 10
+) -> Clusters:
+    """As `cluster`, of the mean over layers of the cosine of Delta-W at each.
+
+    Every layer has the same say, however small its update. Arguments and errors are those of
+    `cluster`.
+    """
+    _check(experts, k, seed, n_init)
+    found = similarity_by_layer(experts)
+    return grouped(experts, found, "Delta-W by layer", k, seed=seed, n_init=n_init)
+
+
+def cluster_flattened(
+    experts: Sequence[Expert],
+    k: int = 10,
+    *,
+    seed: int = 42,
+    n_init: int = 10,
+    sparsity: float = 0.8,
+    components: int = 64,
+) -> Clusters:
+    """The paper's own form: as `cluster`, of sparse, flattened factors (`mole_vl.flattened`).
+
+    A rotation in rank space, which leaves an expert's update alone, changes what is found.
+
+    Args:
+        experts: As for `cluster`, of the same layers, ranks and shapes.
+        k: As for `cluster`.
+        seed: As for `cluster`, and of the decomposition.
+        n_init: As for `cluster`.
+        sparsity: Share of each expert's entries that is set to zero, the smallest.
+        components: The most that the decomposition keeps.
+
+    Raises:
+        ValueError: As for `cluster`; also factors whose layers or shapes differ.
+    """
+    _check(experts, k, seed, n_init)
+    found = flattened_similarity(experts, sparsity=sparsity, components=components, seed=seed)
+    return grouped(experts, found, "flattened factors", k, seed=seed, n_init=n_init)
+
+
+def grouped(
+    experts: Sequence[Expert], cosines: Tensor, measure: str, k: int, *, seed: int, n_init: int
+) -> Clusters:
+    """K-means (Lloyd, 1982) on the rows of a matrix of cosines (E, E).
+
+    Raises:
+        ValueError: More clusters than rows that differ.
+    """
+    means = KMeans(n_clusters=k, n_init=n_init, random_state=seed)  # pyright: ignore
+    with warnings.catch_warnings():
+        # That fewer rows differ than there are to be clusters is told below, as an error.
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        labels = np.asarray(means.fit_predict(cosines.numpy())).tolist()
+    names = [expert.name for expert in experts]
+    groups: dict[int, list[str]] = {}
+    for name, label in zip(names, labels, strict=True):
+        groups.setdefault(label, []).append(name)
+    if len(groups) < k:
+        raise ValueError(
+            f"cluster: k is {k}, and only {len(groups)} of the {len(names)} experts differ"
+        )
+    return Clusters(
+        names=tuple(names),
+        groups=tuple(map(tuple, groups.values())),
+        similarity=cosines,
+        measure=measure,
+        seed=seed,
+        n_init=n_init,
+    )
+
+
+def _check(experts: Sequence[Expert], k: int, seed: int, n_init: int) -> None:
+    check_names(experts)
+    refuse(
+        "cluster",
+        [
+            "there is one expert, expected two or more" if len(experts) == 1 else None,
+            whole_at_least("k", k, 1),
+            f"k is {k}, and there are {len(experts)} experts"
+            if isinstance(k, int) and k > len(experts) > 1
+            else None,
+            whole_at_least("n_init", n_init, 1),
+            # What numpy's RandomState takes.
+            between("seed", seed, 0, 2**32 - 1),
+        ],
+    )
