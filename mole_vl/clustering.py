@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Sequence
+from typing import Literal, get_args
 
 import numpy as np
 from sklearn.cluster import KMeans
@@ -10,15 +11,24 @@ from torch import Tensor
 
 from mole_vl.clusters import Clusters
 from mole_vl.experts import Expert, check_names
-from mole_vl.faults import between, refuse, whole_at_least
+from mole_vl.faults import between, one_of, refuse, whole_at_least
 from mole_vl.flattened import flattened_similarity
-from mole_vl.similarity import similarity, similarity_by_layer
+from mole_vl.similarity import similarity
+from mole_vl.updates import on_common_layers
+
+
+Over = Literal["all", "common"]
 
 
 def cluster(
-    experts: Sequence[Expert], k: int = 10, *, seed: int = 42, n_init: int = 10
+    experts: Sequence[Expert],
+    k: int = 10,
+    *,
+    over: Over = "all",
+    seed: int = 42,
+    n_init: int = 10,
 ) -> Clusters:
-    """K-means on the rows of the cosine matrix of Delta-W over all layers.
+    """K-means on the rows of the cosine matrix of Delta-W.
 
     Two experts are close when they are alike to the same others. As in the paper, but for what is
     compared: the updates themselves, of any ranks and layers, not their factors.
@@ -26,28 +36,22 @@ def cluster(
     Args:
         experts: At least as many as clusters; ranks, alphas and layers may differ.
         k: How many clusters.
+        over: The layers that are compared: all, where one that an expert leaves alone is zero; or
+            those that all experts change, so that which layers an expert was trained on, which
+            keeps experts apart too, does not count.
         seed: Of the search's starts.
         n_init: How many starts; the best end is taken.
 
     Raises:
         ValueError: More clusters than experts that differ; experts that share a name, a DoRA, a
-            layer that two know in different shapes, an update that is zero.
+            layer that two know in different shapes, an update that is zero; no layer in common,
+            where those are asked for.
     """
     _check(experts, k, seed, n_init)
-    return grouped(experts, similarity(experts), "Delta-W", k, seed=seed, n_init=n_init)
-
-
-def cluster_by_layer(
-    experts: Sequence[Expert], k: int = 10, *, seed: int = 42, n_init: int = 10
-) -> Clusters:
-    """As `cluster`, of the mean over layers of the cosine of Delta-W at each.
-
-    Every layer has the same say, however small its update. Arguments and errors are those of
-    `cluster`.
-    """
-    _check(experts, k, seed, n_init)
-    found = similarity_by_layer(experts)
-    return grouped(experts, found, "Delta-W by layer", k, seed=seed, n_init=n_init)
+    refuse("cluster", [one_of("over", over, get_args(Over))])
+    measure = "Delta-W" if over == "all" else "Delta-W on common layers"
+    compared = experts if over == "all" else on_common_layers(experts)
+    return grouped(experts, similarity(compared), measure, k, seed=seed, n_init=n_init)
 
 
 def cluster_flattened(

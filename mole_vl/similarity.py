@@ -55,28 +55,6 @@ def similarity(experts: Sequence[Expert]) -> Tensor:
     return cosines(gram(experts), [expert.name for expert in experts])
 
 
-def similarity_by_layer(experts: Sequence[Expert]) -> Tensor:
-    """Mean over layers of the cosines of Delta-W at each, (E, E) in fp64.
-
-    Every layer that both experts change has the same say, however small its update; a pair without
-    such a layer has 0. Exact and invariant too, but no cosine of anything.
-
-    Args:
-        experts: At least one; ranks, alphas and layers may differ.
-
-    Raises:
-        ValueError: As for `similarity`.
-    """
-    grams = torch.stack(list(grams_by_layer(experts).values()))
-    cosines(grams.sum(0), [expert.name for expert in experts])
-    norms = grams.diagonal(dim1=1, dim2=2).sqrt()
-    here = norms > 0
-    both = (here[:, :, None] & here[:, None, :]).double()
-    safe = torch.where(here, norms, 1.0)
-    each = grams / (safe[:, :, None] * safe[:, None, :])
-    return _tidy((each * both).sum(0) / both.sum(0).clamp_min(1))
-
-
 def cosines(products: Tensor, names: Sequence[str]) -> Tensor:
     """Cosines of vectors whose inner products (E, E) are given; 1 on the diagonal exactly.
 

@@ -1,15 +1,13 @@
 """Experts' updates side by side, layer by layer: what similarities, norms and merges read."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from mole_vl.experts import Expert, Factors, check_names
 from mole_vl.faults import refuse, some, told
-
-Updates = Mapping[str, Sequence[Factors | None]]
-"""By layer, one for each expert in order; None where it leaves the layer alone."""
 
 
 def updates_by_layer(subject: str, experts: Sequence[Expert]) -> dict[str, list[Factors | None]]:
@@ -18,6 +16,9 @@ def updates_by_layer(subject: str, experts: Sequence[Expert]) -> dict[str, list[
     Args:
         subject: Who asks, for messages.
         experts: At least one; ranks, alphas and layers may differ.
+
+    Returns:
+        By layer, one for each expert in order; None where it leaves the layer alone.
 
     Raises:
         ValueError: Experts that share a name, a DoRA, or a layer that two know in different shapes.
@@ -38,6 +39,24 @@ def updates_by_layer(subject: str, experts: Sequence[Expert]) -> dict[str, list[
             faults.append(f"at {path}, {fault}, as {first.name!r} has it")
     refuse(subject, told(faults))
     return updates
+
+
+def on_common_layers(experts: Sequence[Expert]) -> list[Expert]:
+    """Each expert on those layers alone that every one of them changes.
+
+    Experts that were trained on other layers are far apart by that alone.
+
+    Raises:
+        ValueError: Experts that share a name, or no layer that all of them change.
+    """
+    check_names(experts)
+    common = [path for path in experts[0].layers if all(path in one.layers for one in experts)]
+    if not common:
+        raise ValueError(
+            f"no layer is changed by all of {some(one.name for one in experts)}: compare them over "
+            "all layers"
+        )
+    return [replace(one, layers={path: one.layers[path] for path in common}) for one in experts]
 
 
 def faults_of_dora(experts: Sequence[Expert]) -> list[str]:
