@@ -16,7 +16,6 @@ from mole_vl.flattened import flattened_similarity
 from mole_vl.similarity import similarity
 from mole_vl.updates import on_common_layers
 
-
 Over = Literal["all", "common"]
 
 

@@ -19,6 +19,9 @@ from mole_vl.gates.pooling import pooled_mean
 from mole_vl.layers import MixtureLayer
 from mole_vl.sites import Site
 
+# A distance of centroids, of features of length 1, that is rounding.
+_NOTHING = 1e-6
+
 
 class CentroidGate(Gate):
     """Softmax over the cosines of a row's features to centroids, both seen from a centre.
@@ -115,8 +118,8 @@ def take_centroids(
         found: The mean (d,) of `row_features` over an expert's rows, by path, by expert.
 
     Raises:
-        ValueError: An expert without a mean at one of the gates, or one of another width. No gate
-            has changed then.
+        ValueError: An expert without a mean at one of the gates, one of another width, or one that
+            is the mean of all. No gate has changed then.
     """
     own = {path: gate for path, gate in gates.items() if isinstance(gate, CentroidGate)}
     refuse(
@@ -134,8 +137,19 @@ def take_centroids(
             ),
         ],
     )
-    for path, gate in own.items():
+    seen = {}
+    for path in own:
         means = torch.stack([found[name][path] for name in names]).float()
         centre = means.mean(0) if len(names) > 1 else torch.zeros_like(means[0])
-        gate.centre.copy_(centre)
-        gate.centroids.copy_(F.normalize(means - centre, dim=-1))
+        seen[path] = centre, means - centre
+        lost = [
+            name for name, way in zip(names, means - centre, strict=True) if way.norm() < _NOTHING
+        ]
+        if lost:
+            raise ValueError(
+                f"take_centroids: at {path} the centroid of {lost[0]} is the mean of all: its rows "
+                "cannot be told from the others'"
+            )
+    for path, (centre, directions) in seen.items():
+        own[path].centre.copy_(centre)
+        own[path].centroids.copy_(F.normalize(directions, dim=-1))

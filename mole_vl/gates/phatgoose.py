@@ -87,13 +87,13 @@ def take_directions(
 ) -> None:
     """Give `Phatgoose` gates the directions that each expert learned alone.
 
-    `Arrow` gates take prototypes that were kept (`mole_vl.prototypes.prototypes_of`) in the same way.
+    `Arrow` gates likewise take prototypes that were kept (`mole_vl.prototypes.prototypes_of`).
 
     Args:
         gates: The gates by site.
         names: The experts in order.
-        learned: A direction (1, d) or (d,) by site, by expert; an expert that leaves a layer alone has none
-            there, and gets no weight.
+        learned: A direction (1, d) or (d,) by site, by expert; an expert that leaves a layer alone
+            has none there, and gets no weight.
 
     Raises:
         ValueError: An expert without any, or directions for sites that the mixture lacks.
