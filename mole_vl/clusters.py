@@ -144,7 +144,11 @@ def cluster_averages(clusters: Clusters, experts: Sequence[Expert]) -> list[Expe
     ]
 
 
-_KINDS: Mapping[str, type] = {"measure": str, "seed": int, "n_init": int}
+_KINDS = {
+    "measure": (str, "some words"),
+    "seed": (int, "a whole number"),
+    "n_init": (int, "a whole number"),
+}
 
 
 def _faults(data: Mapping[str, Any]) -> list[str]:
@@ -153,8 +157,8 @@ def _faults(data: Mapping[str, Any]) -> list[str]:
     faults = [f"{key} is missing" for key in sorted(known - data.keys())]
     faults += [f"{key} is unknown" for key in sorted(data.keys() - known)]
     faults += [
-        f"{key} is {data[key]!r}, expected a {kind.__name__}"
-        for key, kind in _KINDS.items()
+        f"{key} is {data[key]!r}, expected {words}"
+        for key, (kind, words) in _KINDS.items()
         if key in data and (not isinstance(data[key], kind) or isinstance(data[key], bool))
     ]
     if "experts" in data and not _words(data["experts"]):
