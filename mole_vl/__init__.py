@@ -1,6 +1,7 @@
 """mole-vl: learned mixtures of LoRAs."""
 
 from mole_vl.build import mix as mix
+from mole_vl.compression import Merged as Merged
 from mole_vl.experts import Expert as Expert, Factors as Factors
 from mole_vl.features import Features as Features
 from mole_vl.gate_file import (
@@ -8,7 +9,7 @@ from mole_vl.gate_file import (
     read_gates as read_gates,
     save_gates as save_gates,
 )
-from mole_vl.merge import Merged as Merged, mean_weights as mean_weights, merged as merged
+from mole_vl.merge import mean_weights as mean_weights, merged as merged
 from mole_vl.mixture import Mixture as Mixture
 from mole_vl.passes import Masks as Masks
 from mole_vl.peft_folder import (

@@ -6,6 +6,7 @@ import torch
 
 from mole_vl.experts import Expert, Factors
 from mole_vl.faults import refuse
+from mole_vl.updates import faults_of_dora
 
 
 def weighted_sum(name: str, experts: Sequence[Expert], weights: Sequence[float]) -> Expert:
@@ -17,20 +18,14 @@ def weighted_sum(name: str, experts: Sequence[Expert], weights: Sequence[float])
         weights: One for each.
 
     Raises:
-        ValueError: Not one finite weight for each expert, all of them zero, or a layer that two
-            experts know in different shapes.
+        ValueError: Not one finite weight for each expert, all of them zero, a DoRA, or a layer that
+            two experts know in different shapes.
     """
     refuse(
         "weighted_sum",
         [
-            None
-            if len(experts) == len(weights)
-            else f"{len(weights)} weights for {len(experts)} experts",
-            *(
-                f"the weight of {expert.name!r} is {weight}, expected a finite number"
-                for expert, weight in zip(experts, weights, strict=False)
-                if not abs(weight) < float("inf")
-            ),
+            *faults_of_weights(experts, weights),
+            *faults_of_dora(experts),
         ],
     )
     parts: dict[str, list[tuple[Factors, float]]] = {}
@@ -40,6 +35,17 @@ def weighted_sum(name: str, experts: Sequence[Expert], weights: Sequence[float])
     if not parts:
         raise ValueError("weighted_sum: with these weights nothing changes the base")
     return Expert(name, {path: _joined(path, own) for path, own in parts.items()})
+
+
+def faults_of_weights(experts: Sequence[Expert], weights: Sequence[float]) -> list[str]:
+    """What is wrong with weights that are to be one finite number for each expert."""
+    if len(experts) != len(weights):
+        return [f"{len(weights)} weights for {len(experts)} experts"]
+    return [
+        f"the weight of {expert.name!r} is {weight}, expected a finite number"
+        for expert, weight in zip(experts, weights, strict=True)
+        if not abs(weight) < float("inf")
+    ]
 
 
 def _joined(path: str, parts: Sequence[tuple[Factors, float]]) -> Factors:

@@ -330,7 +330,7 @@ class Dispatch:
         told = current.conditions
         if told.disabled or (self.previews and not told.preview):
             return None
-        x = _input(module, args, kwargs, name)
+        x = site_input(module, args, kwargs, name)
         if told.preview:
             raise Seen(x)
         if again:
@@ -430,7 +430,7 @@ def _swapped(args: Any, kwargs: Mapping[str, Any], x: Tensor, new: Tensor) -> tu
     )
 
 
-def _input(module: nn.Module, args: Any, kwargs: Mapping[str, Any], name: str) -> Tensor:
+def site_input(module: nn.Module, args: Any, kwargs: Mapping[str, Any], name: str) -> Tensor:
     """The tensor that a site's module is called with."""
     for value in (*args, kwargs.get("hidden_states"), kwargs.get("x"), kwargs.get("input")):
         if isinstance(value, Tensor):

@@ -26,6 +26,13 @@ def at_least(name: str, value: float | None, low: float) -> str | None:
     return f"{name} is {value}, expected at least {low}"
 
 
+def whole_at_least(name: str, value: int | None, low: int) -> str | None:
+    """The fault of a value that is no whole number, or under its lower bound, or None."""
+    if value is None or (isinstance(value, int) and not isinstance(value, bool)):
+        return at_least(name, value, low)
+    return f"{name} is {value!r}, expected a whole number"
+
+
 def positive(name: str, value: float | None) -> str | None:
     """The fault of a value that is no finite number above zero, or None."""
     if value is None or 0 < value < math.inf:

@@ -3,11 +3,9 @@
 from collections.abc import Mapping, Sequence
 from html import escape
 
-from mole_vl.svg import drawing, element, text
+from mole_vl.svg import DARK, colour_scale, drawing, element, shade, text
 
-# Light to dark along one hue: more is darker.
-_LIGHT, _DARK = (240, 237, 250), (76, 29, 149)
-_ROW, _SIDE, _TOP, _GAP, _SCALE = 22, 300, 30, 28, 120
+_ROW, _SIDE, _TOP, _GAP = 22, 300, 30, 28
 _LETTER = 6.6
 
 
@@ -33,7 +31,8 @@ def heat_map(
         parts.append(text(expert, start, _TOP - 10, kind="name"))
         parts += _cells(values, rows, expert, start, end)
     bottom = _TOP + len(rows) * _ROW
-    parts += [text(axis, left, bottom + 18), *_scale(left + _SIDE - _SCALE, bottom + 8, end)]
+    scale = colour_scale(left + _SIDE, bottom + 8, 0, end, lambda share: shade(share, DARK))
+    parts += [text(axis, left, bottom + 18), *scale]
     width = left + len(weights) * (_SIDE + _GAP) - _GAP
     return drawing(width + 24, bottom + 26, *parts, label=label)
 
@@ -51,35 +50,8 @@ def _cells(
             width=f"{step - 1:.2f}",
             height=_ROW - 2,
             rx=2,
-            fill=_colour(value / end),
+            fill=shade(value / end, DARK),
         )
         for row, (name, values) in enumerate(zip(names, weights, strict=True))
         for column, value in enumerate(values)
     ]
-
-
-def _scale(left: float, top: float, end: float) -> list[str]:
-    parts = 24
-    width = _SCALE / parts
-    bars = [
-        element(
-            "rect",
-            x=f"{left + n * width:.2f}",
-            y=top,
-            width=f"{width + 0.5:.2f}",
-            height=10,
-            fill=_colour(n / (parts - 1)),
-        )
-        for n in range(parts)
-    ]
-    return [
-        *bars,
-        text("0", left - 6, top + 9, anchor="end"),
-        text(f"{end:.3g}", left + _SCALE + 6, top + 9),
-    ]
-
-
-def _colour(share: float) -> str:
-    share = min(max(share, 0.0), 1.0)
-    mixed = (round(a + (b - a) * share) for a, b in zip(_LIGHT, _DARK, strict=True))
-    return f"rgb({', '.join(map(str, mixed))})"

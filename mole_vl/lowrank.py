@@ -18,3 +18,14 @@ def product_svd(b: Tensor, a: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     left, right = torch.linalg.qr(b.double()), torch.linalg.qr(a.double().T)
     u, s, vh = torch.linalg.svd(left.R @ right.R.T, full_matrices=False)
     return left.Q @ u, s, right.Q @ vh.T
+
+
+def top_input(b: Tensor, a: Tensor) -> Tensor | None:
+    """The input direction that `b @ a` amplifies most, its top right singular vector, (in,).
+
+    Of length 1, in fp64; its sign means nothing. None for a product that is zero.
+    """
+    if not (a.any() and b.any()):
+        return None
+    _u, s, v = product_svd(b, a)
+    return v[:, 0] if s[0] > 0 else None

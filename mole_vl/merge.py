@@ -1,33 +1,16 @@
 """A mixture as one ordinary LoRA, for tools that know nothing of gates."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from mole_vl.experts import Expert, Factors
-from mole_vl.faults import at_least, refuse
+from mole_vl.compression import Merged, gathered, truncated
+from mole_vl.faults import refuse, whole_at_least
 from mole_vl.losses import real_positions, weights_of_all
-from mole_vl.lowrank import product_svd
 from mole_vl.mixture import Mixture
 from mole_vl.passes import Record
-
-
-@dataclass(frozen=True)
-class Merged:
-    """One LoRA in place of a mixture, and what it misses.
-
-    Args:
-        expert: The LoRA; its scale is 1 everywhere.
-        error: Frobenius norm of what is missing over that of the whole update, by layer.
-        total: The same over all layers at once; 0 to rounding where the rank holds everything.
-    """
-
-    expert: Expert
-    error: Mapping[str, float]
-    total: float
 
 
 @torch.no_grad()
@@ -81,29 +64,9 @@ def merged(
     Raises:
         ValueError: A rank below 1, or weights that `bake` would refuse, or that are all zero.
     """
-    whole = rank is None or (isinstance(rank, int) and not isinstance(rank, bool))
-    fault = at_least("rank", rank, 1) if whole else f"rank is {rank!r}, expected a whole number"
-    refuse("merged", [fault])
-    layers, error, missed, entire = {}, {}, 0.0, 0.0
-    for path, own in mixture.constant_weights(weights).items():
-        a, b = mixture.layers[path].stacked(own)
-        factors, lost, size = _truncated(a, b, rank)
-        if size == 0:
-            continue  # An update of nothing: the layer is as the base has it.
-        layers[path], error[path] = factors, (lost / size) ** 0.5
-        missed, entire = missed + lost, entire + size
-    if not layers:
-        raise ValueError("merged: with these weights nothing changes the base")
-    return Merged(Expert(name, layers), error, (missed / entire) ** 0.5)
-
-
-def _truncated(a: Tensor, b: Tensor, rank: int | None) -> tuple[Factors, float, float]:
-    """Product of b (out, R) and a (R, ...) at a rank; square sums of what is lost and of all."""
-    u, s, v = product_svd(b, a.flatten(1))
-    kept = min(len(s), rank or len(s))
-    root = s[:kept].sqrt()
-    down, up = (v[:, :kept] * root).T, u[:, :kept] * root
-    factors = Factors(
-        down.to(a.dtype).reshape(kept, *a.shape[1:]).contiguous(), up.to(b.dtype), 1.0
-    )
-    return factors, float(s[kept:].square().sum()), float(s.square().sum())
+    refuse("merged", [whole_at_least("rank", rank, 1)])
+    parts = {
+        path: truncated(*mixture.layers[path].stacked(own), rank)
+        for path, own in mixture.constant_weights(weights).items()
+    }
+    return gathered("merged", name, parts)

@@ -18,6 +18,7 @@ _KNOWN = {
         gates.Hidden,
         gates.LoRAHub,
         gates.MoLE,
+        gates.Nearest,
         gates.Phatgoose,
         gates.Responses,
         gates.Router,

@@ -3,6 +3,12 @@
 from mole_vl.gates.arrow import Arrow as Arrow
 from mole_vl.gates.by_site import BySite as BySite
 from mole_vl.gates.by_tenant import ByTenant as ByTenant, TenantsGate as TenantsGate
+from mole_vl.gates.centroid import (
+    CentroidGate as CentroidGate,
+    Nearest as Nearest,
+    row_features as row_features,
+    take_centroids as take_centroids,
+)
 from mole_vl.gates.constants import (
     Average as Average,
     ConstantGate as ConstantGate,

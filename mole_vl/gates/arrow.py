@@ -15,7 +15,7 @@ from mole_vl.gates.gate import Gate, GateInput, GateSpec
 from mole_vl.gates.output import GateOutput
 from mole_vl.gates.topk import highest
 from mole_vl.layers import MixtureLayer, MixtureLinear
-from mole_vl.lowrank import product_svd
+from mole_vl.lowrank import top_input
 from mole_vl.sites import Site
 
 
@@ -167,7 +167,7 @@ def prototypes(layer: MixtureLayer) -> Tensor:
     found = torch.zeros(len(layer.ranks), layer.in_features, device=layer.a.device)
     for expert in range(len(layer.ranks)):
         mine = layer.segments == expert
-        if layer.a[mine].any() and layer.b[:, mine].any():
-            _u, _s, v = product_svd(layer.b[:, mine], layer.a[mine])
-            found[expert] = v[:, 0].float()
+        direction = top_input(layer.b[:, mine], layer.a[mine])
+        if direction is not None:
+            found[expert] = direction.float()
     return found

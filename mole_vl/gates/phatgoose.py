@@ -87,11 +87,13 @@ def take_directions(
 ) -> None:
     """Give `Phatgoose` gates the directions that each expert learned alone.
 
+    `Arrow` gates likewise take prototypes that were kept (`mole_vl.prototypes.prototypes_of`).
+
     Args:
         gates: The gates by site.
         names: The experts in order.
-        learned: A direction (1, d) by site, by expert; an expert that leaves a layer alone has none
-            there, and gets no weight.
+        learned: A direction (1, d) or (d,) by site, by expert; an expert that leaves a layer alone
+            has none there, and gets no weight.
 
     Raises:
         ValueError: An expert without any, or directions for sites that the mixture lacks.
@@ -99,14 +101,14 @@ def take_directions(
     missing = [name for name in names if not learned.get(name)]
     strange = {site for sites in learned.values() for site in sites} - gates.keys()
     refuse(
-        "Phatgoose",
+        "take_directions",
         [
             f"nothing was learned for {', '.join(missing)}" if missing else None,
             f"directions are for {sorted(strange)[0]}, where no gate is" if strange else None,
         ],
     )
     for site, gate in gates.items():
-        assert isinstance(gate, PhatgooseGate)
+        assert isinstance(gate, PrototypeGate)
         for place, name in enumerate(names):
             if site in learned[name]:
-                gate.prototypes[place] = learned[name][site].squeeze(0)
+                gate.prototypes[place] = learned[name][site].flatten()
