@@ -89,18 +89,21 @@ class GateBank:
         features = None if features is None else features.to(device)
         pool = real = None
         tenant = None if told.tenant is None else told.tenant.to(device)
+        seeds = None if told.seeds is None else told.seeds.to(device)
         if x is not None:
-            tenant = _spread(tenant, x)
+            tenant, seeds = _spread(tenant, x), _spread(seeds, x)
             real = _spread(masks.real, x)
             pool = real if masks.pool is None else _spread(masks.pool, x)
             features = _spread(features, x)
         if told.source is None or (x is None and features is None):
-            return gate(GateInput(x, pool, kept, features, real, tenant), self.readers[name])
+            given = GateInput(x, pool, kept, features, real, tenant, seeds)
+            return gate(given, self.readers[name])
         rows, place = torch.unique(told.source.to(device), return_inverse=True)
-        x, pool, features, real, tenant = (
-            None if t is None else t[rows] for t in (x, pool, features, real, tenant)
+        x, pool, features, real, tenant, seeds = (
+            None if t is None else t[rows] for t in (x, pool, features, real, tenant, seeds)
         )
-        output = gate(GateInput(x, pool, kept, features, real, tenant), self.readers[name])
+        given = GateInput(x, pool, kept, features, real, tenant, seeds)
+        output = gate(given, self.readers[name])
         experts = None if output.experts is None else output.experts[place]
         return replace(
             output, weights=output.weights[place], experts=experts, logits=output.logits[place]

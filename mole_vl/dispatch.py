@@ -230,7 +230,9 @@ class Dispatch:
             )
         if fanned is None:
             output = self._for_rows(name, output, rows, current)
-        return Chosen(output.weights * current.conditions.strength, output.experts, fanned)
+        told = current.conditions
+        seeds = None if told.seeds is None or fanned else spread(told.seeds, rows)
+        return Chosen(output.weights * told.strength, output.experts, fanned, seeds)
 
     def _for_rows(self, name: str, output: GateOutput, rows: int, current: Pass) -> GateOutput:
         """A site's result, multiplied as `generate` multiplies the rows that it is for."""
@@ -347,8 +349,9 @@ class Dispatch:
     def _fanned(self, name: str, x: Tensor, output: GateOutput, current: Pass) -> Fanned:
         output = self._for_rows(name, output, x.shape[0], current)
         site = [place for place, one in enumerate(self.experts) if one in self.sites[name].experts]
-        strength = current.conditions.strength
-        return fan(x, output.weights, output.experts, site, strength, name)
+        told = current.conditions
+        seeds = None if told.seeds is None else spread(told.seeds.to(x.device), x.shape[0])
+        return fan(x, output.weights, output.experts, site, told.strength, seeds, name)
 
     def _sum(self, name: str, _module: nn.Module, args: Any) -> Any:
         """What a feed-forward's last layer reads that no expert changes: summed over experts."""

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from mole_vl.draws import dropped, keys_of, keys_of_choices
 from mole_vl.plans import align
 from mole_vl.sparse import Groups, products
 
@@ -25,6 +26,7 @@ class Fanned(NamedTuple):
         site: The places of the site's experts among all, (H,).
         strength: Multiplies every expert's update.
         lead: The input's leading axes.
+        seeds: Of the rows, as of `mole_vl.draws`; None where they have none.
     """
 
     x: Tensor
@@ -33,11 +35,26 @@ class Fanned(NamedTuple):
     site: tuple[int, ...]
     strength: float | Tensor
     lead: torch.Size
+    seeds: Tensor | None
 
     @property
     def inputs(self) -> Tensor:
         """What the module reads: the positions as those of one row, (1, m, width)."""
         return self.x[self.groups.places].unsqueeze(0)
+
+    def dropout(self, x: Tensor, share: float, name: str) -> Tensor:
+        """Dropout of what the experts of a layer read, (1, m, i), each by its row's chance.
+
+        Args:
+            x: What they read.
+            share: Which share of its numbers is zero.
+            name: The layer's.
+        """
+        if self.seeds is None:
+            return F.dropout(x, share)
+        keys = keys_of(self.seeds, name, self.lead[1:].numel()).flatten()
+        own = keys_of_choices(keys[self.groups.places], self.groups.choices)
+        return dropped(x, share, own.unsqueeze(0))
 
     def updates(
         self, x: Tensor, a: Tensor, b: Tensor, scales: Tensor, ranks: Sequence[int]
@@ -95,6 +112,7 @@ def fan(
     chosen: Tensor | None,
     site: Sequence[int],
     strength: float | Tensor,
+    seeds: Tensor | None,
     where: str,
 ) -> Fanned:
     """Fan positions out.
@@ -106,6 +124,7 @@ def fan(
             base's. None for all E in order: what their weights lack to 1 is the base's.
         site: The places of the site's H experts among all.
         strength: Multiplies every expert's update.
+        seeds: Of the rows, (rows,) int64; None where they have none.
         where: The module's path, for messages.
 
     Raises:
@@ -129,4 +148,4 @@ def fan(
     )
     groups = Groups.of(weights_nk, chosen_nk, base + 1)
     held = int(groups.ends[-2]) if base else 0
-    return Fanned(x.reshape(-1, x.shape[-1]), groups, held, tuple(site), strength, lead)
+    return Fanned(x.reshape(-1, x.shape[-1]), groups, held, tuple(site), strength, lead, seeds)

@@ -6,10 +6,10 @@ from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mole_vl.dora import Rescaling
+from mole_vl.draws import dropout
 from mole_vl.experts import Factors
 from mole_vl.fanned import Fanned
 from mole_vl.plans import align, dense, dense_conv, expand, in_order
@@ -25,11 +25,14 @@ class Chosen(NamedTuple):
         experts: Which expert each is for, (..., K), below 0, with weight 0, for nobody; None where
             all stand in order (K = E).
         fanned: In a feed-forward mixture, the positions that the layer reads, by expert.
+        seeds: Of the rows, (rows,) int64, which their dropout is drawn from; None for torch's own
+            generator.
     """
 
     weights: Tensor
     experts: Tensor | None
     fanned: Fanned | None = None
+    seeds: Tensor | None = None
 
 
 # Answers the weights for the forward that a layer is in; None where the mixture is switched off.
@@ -146,7 +149,9 @@ class MixtureLayer(nn.Module):
         # Constant weights are found before a model is moved that moves when it is called.
         weights = told.weights.to(x.device)
         experts = None if told.experts is None else told.experts.to(x.device)
-        x = F.dropout(x, self.dropout, self.training)
+        if self.training and self.dropout:
+            seeds = None if told.seeds is None else told.seeds.to(x.device)
+            x = dropout(x, self.dropout, seeds, self.path)
         return y + self._update(x, weights, experts, y).to(y.dtype)
 
     def fanned(self, x: Tensor, told: Fanned) -> Tensor:
@@ -289,7 +294,8 @@ class MixtureLinear(MixtureLayer):
 
         Of a DoRA, what its factors add; `told.of_experts(shift)` times the base's output is beside.
         """
-        x = F.dropout(x, self.dropout, self.training)
+        if self.training and self.dropout:
+            x = told.dropout(x, self.dropout, self.path)
         own = self.scales.new_zeros(len(self.ranks)).scatter(0, self.segments, self.scales)
         b = self.b if shift is None else self.rescaled_b(shift)
         return told.updates(x, self.a, b, own, self.ranks)

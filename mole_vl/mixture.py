@@ -210,6 +210,7 @@ class Mixture(nn.Module):
         source: Tensor | None = None,
         filled: Tensor | None = None,
         tenant: Sequence[str] | None = None,
+        seeds: Tensor | None = None,
         streams: Mapping[str, Masks] | None = None,
         hold: bool = False,
     ) -> AbstractContextManager[None]:
@@ -225,6 +226,8 @@ class Mixture(nn.Module):
             filled: For each row, the place among `names` of the expert in each slot, (rows, S)
                 long: for a mixture whose gates weigh slots.
             tenant: The name of each row's tenant: for a mixture of several (`mole_vl.tenants`).
+            seeds: What each row's dropout and jitter are drawn from in training, (rows,) int64, so
+                that it does not matter who runs beside it; torch's own generator if not given.
             streams: Other masks for parts of the model that read another sequence, such as a
                 decoder, by the part's path; the nearest part decides.
             hold: Whether the first forward's row weights serve all forwards inside: a prompt's,
@@ -250,6 +253,7 @@ class Mixture(nn.Module):
             source=source,
             filled=filled,
             tenant=None if tenant is None else self._tenants(tenant),
+            seeds=seeds,
             held={} if hold else None,
         )
 

@@ -68,6 +68,8 @@ class Conditions:
         source: For each row, the row whose gate result it takes, (rows,); None for its own.
         filled: The expert in each row's slots, (rows, S); None where gates weigh experts.
         tenant: The number of each row's tenant, (rows,); None where there are no tenants.
+        seeds: What each row's dropout and jitter are drawn from, (rows,) int64; None for torch's
+            own generator.
         preview: Whether the model runs up to where the gate of site preview reads, the base alone
             or under the experts' average.
         held: Results of row gates that later forwards take over (a prompt's, while its answer is
@@ -85,6 +87,7 @@ class Conditions:
     source: Tensor | None = None
     filled: Tensor | None = None
     tenant: Tensor | None = None
+    seeds: Tensor | None = None
     preview: bool = False
     held: dict[str, GateOutput] | None = None
     records: list[Record] | None = None

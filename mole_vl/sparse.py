@@ -24,11 +24,13 @@ class Groups(NamedTuple):
         places: Which position each is, (m,); one that goes to several experts stands once for each.
         ends: Behind the last one of each expert, (E,).
         weights: What each is weighed by, (m, 1).
+        choices: Which of its position's experts it is for, (m,), 0 for the first.
     """
 
     places: Tensor
     ends: Tensor
     weights: Tensor
+    choices: Tensor
 
     @classmethod
     def of(cls, weights: Tensor, chosen: Tensor, experts: int) -> "Groups":
@@ -42,8 +44,8 @@ class Groups(NamedTuple):
         flat = chosen.flatten()
         counts = torch.bincount(flat.clamp_min(-1) + 1, minlength=experts + 1)
         order = flat.argsort(stable=True)[int(counts[0]) :]
-        places, ends = order // chosen.shape[-1], counts[1:].cumsum(0)
-        return cls(places, ends, weights.reshape(-1, 1)[order])
+        k, ends = chosen.shape[-1], counts[1:].cumsum(0)
+        return cls(order // k, ends, weights.reshape(-1, 1)[order], order % k)
 
 
 def sparse(

@@ -49,6 +49,7 @@ def bound(mixture: Mixture, added: Added | None = None) -> Around:
         told = mixture.condition(
             real=read["attention_mask"].bool(),
             pool=read["prompt_mask"],
+            seeds=batch.get("seeds"),
             streams=form_of(mixture.model).streams(mixture, batch),
             hold=True,
         )

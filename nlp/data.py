@@ -69,17 +69,22 @@ class EncodedRow:
     inputs: bool = False
 
 
-class TextBatch(TypedDict):
-    """Rows side by side, of shape (B, T); an encoder-decoder's labels have a T of their own.
-
-    `prompt_mask` is True on the real tokens of each prompt, False on answers and padding.
-    `labels` are the ids of what is scored, the answer and its end, IGNORED elsewhere.
-    """
-
+class _Rows(TypedDict):
     input_ids: Tensor
     attention_mask: Tensor
     labels: Tensor
     prompt_mask: Tensor
+
+
+class TextBatch(_Rows, total=False):
+    """Rows side by side, of shape (B, T); an encoder-decoder's labels have a T of their own.
+
+    `prompt_mask` is True on the real tokens of each prompt, False on answers and padding.
+    `labels` are the ids of what is scored, the answer and its end, IGNORED elsewhere.
+    `seeds`, (B,) int64, is there in training: what each row's dropout is drawn from.
+    """
+
+    seeds: Tensor
 
 
 def read_rows(path: Path) -> list[TextRow]:

@@ -69,9 +69,10 @@ class LanguageTask:
 
     def batch(self, rows: Sequence[Row]) -> TextBatch:
         """The epoch's next examples; every row of the global batch is another one."""
-        if self._alike is not None:
-            return self.examples([self._alike.pick(row) for row in rows])
-        return self.examples([row.pick(len(self._rows)) for row in rows])
+        pick = self._alike.pick if self._alike else lambda row: row.pick(len(self._rows))
+        batch = self.examples([pick(row) for row in rows])
+        batch["seeds"] = torch.tensor([row.number() for row in rows], device=self._device)
+        return batch
 
     def sizes(self) -> Sequence[int]:
         """Tokens of each row, its answer's among them."""

@@ -3,9 +3,9 @@
     accelerate launch --num_processes 1 -m nlp.train_many --config configs/text_many.yaml
 
 Every step each of them learns `fit.rows` rows of its own, in one batch of all: each ends with the
-weights that it would have had alone (nlp.train_mixture, `fit` and `lr` alike), to rounding, where
-nothing is drawn at random in training (dropout, jitter). Stopped at any moment it goes on where it
-was. Leaves each in `output` under its name: a LoRA as a PEFT folder, a mixture as
+weights that it would have had alone (nlp.train_mixture, `fit` and `lr` alike), to rounding: what is
+drawn for a row in training, dropout and jitter, is the row's own. Stopped at any moment it goes on
+where it was. Leaves each in `output` under its name: a LoRA as a PEFT folder, a mixture as
 `nlp.train_mixture` writes it. `mole_vl.tenants.mix_saved_tenants` serves them together.
 """
 
@@ -159,14 +159,16 @@ class ManyTask:
     def batch(self, rows: Sequence[Row]) -> ManyBatch:
         """Each tenant's next examples, those that it would learn alone."""
         each = rows[0].rows // len(self._rows)
-        names, picked, owners = list(self._rows), [], []
+        names, picked, owners, seeds = list(self._rows), [], [], []
         for row in rows:
             name = names[row.index // each]
             own = replace(row, index=row.index % each, rows=each)
             picked.append(self._rows[name][own.pick(len(self._rows[name]))])
             owners.append(name)
-        text = form_of(self._model).rows(picked, self._pad)
-        return ManyBatch(to_device(text, self._device), owners)
+            seeds.append(own.number())
+        text = to_device(form_of(self._model).rows(picked, self._pad), self._device)
+        text["seeds"] = torch.tensor(seeds, device=self._device)
+        return ManyBatch(text, owners)
 
     def units(self, batch: ManyBatch) -> int:
         """Scored tokens."""
@@ -179,6 +181,7 @@ class ManyTask:
             real=text["attention_mask"].bool(),
             pool=text["prompt_mask"],
             tenant=batch.owners,
+            seeds=text.get("seeds"),
             streams=form_of(self._model).streams(mixture, text),
             hold=True,
         )

@@ -65,11 +65,12 @@ class TenantsGate(Gate):
         self, name: str, rows: Tensor, given: GateInput, matrices: Sequence[MixtureLayer]
     ) -> GateOutput:
         """What a tenant's gate says of its rows, of its own experts: (rows, ..., K)."""
-        x, pool, real = (
-            None if one is None else one[rows] for one in (given.x, given.pool, given.real)
+        x, pool, real, seeds = (
+            None if one is None else one[rows]
+            for one in (given.x, given.pool, given.real, given.seeds)
         )
         kept = None if given.kept is None else given.kept[self.own(name)]
-        told = replace(given, x=x, pool=pool, real=real, kept=kept, tenant=None)
+        told = replace(given, x=x, pool=pool, real=real, kept=kept, tenant=None, seeds=seeds)
         output = self.gates[name](told, matrices)
         if output.weights.dim() == 1:
             wide = [one.expand(len(rows), -1) for one in (output.weights, output.logits)]

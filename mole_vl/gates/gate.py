@@ -25,6 +25,7 @@ class GateInput:
             without.
         real: Positions that are no padding, (rows, positions) bool; None for all.
         tenant: The number of each row's tenant, (rows,); None where there are no tenants.
+        seeds: What each row's chance is drawn from, (rows,) int64; None for torch's own generator.
     """
 
     x: Tensor | None
@@ -33,6 +34,7 @@ class GateInput:
     features: Tensor | None = None
     real: Tensor | None = None
     tenant: Tensor | None = None
+    seeds: Tensor | None = None
 
 
 class Gate(nn.Module):

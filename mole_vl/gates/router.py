@@ -24,6 +24,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mole_vl.draws import chances, keys_of
 from mole_vl.faults import at_least, instance_of, one_of, positive, refuse, share
 from mole_vl.gates.constants import Sum
 from mole_vl.gates.gate import Gate, GateInput, GateSpec
@@ -146,16 +147,20 @@ class RouterGate(Gate):
         here: Which experts change the site, (E,) bool.
         choice: Takes some of them.
         jitter: In training, what the router reads is multiplied by U(1 - jitter, 1 + jitter).
+        site: The site's name, which tells its jitter from other sites'.
     """
 
     places: Tensor
 
-    def __init__(self, weight: Tensor, here: Tensor, choice: Choice, jitter: float) -> None:
+    def __init__(
+        self, weight: Tensor, here: Tensor, choice: Choice, jitter: float, site: str
+    ) -> None:
         super().__init__()
         self.weight = nn.Parameter(weight)
         self.experts = len(here)
         self.choice = choice
         self.jitter = jitter
+        self.site = site
         self.register_buffer("places", here.nonzero().squeeze(-1), persistent=False)
 
     def forward(self, given: GateInput, matrices: Sequence[MixtureLayer]) -> GateOutput:
@@ -166,7 +171,7 @@ class RouterGate(Gate):
         assert given.x is not None
         x = given.x.float()
         if self.training and self.jitter:
-            x = x * torch.empty_like(x).uniform_(1 - self.jitter, 1 + self.jitter)
+            x = x * (1 + self.jitter * (2 * self._chances(x, given.seeds) - 1))
         logits = F.linear(x, self.weight.float())
         everywhere = logits.new_full((*logits.shape[:-1], self.experts), -math.inf)
         everywhere = everywhere.index_copy(-1, self.places, logits)
@@ -178,6 +183,12 @@ class RouterGate(Gate):
         weights, chosen = self.choice(seen.softmax(-1), training=self.training, real=given.real)
         places = self.places[chosen.clamp_min(0)].masked_fill(chosen == NOBODY, NOBODY)
         return GateOutput(weights, places, everywhere)
+
+    def _chances(self, x: Tensor, seeds: Tensor | None) -> Tensor:
+        if seeds is None:
+            return torch.rand_like(x)
+        lead = x.shape[:-1]
+        return chances(keys_of(seeds, self.site, lead[1:].numel()).view(lead), x.shape[-1])
 
     def extra_repr(self) -> str:
         """What `print` says of the gate."""
@@ -243,4 +254,4 @@ class Router(GateSpec):
             weight.normal_(0.0, self.spread, generator=generator)
         else:
             nn.init.kaiming_uniform_(weight, a=math.sqrt(5), generator=generator)
-        return RouterGate(weight, here, self.choice, self.jitter)
+        return RouterGate(weight, here, self.choice, self.jitter, site.name)

@@ -38,10 +38,14 @@ class Row:
         """How many rows came before this one in the whole run."""
         return self.step * self.rows + self.index
 
+    def number(self, stream: int = 0) -> int:
+        """A seed of 63 bits for (seed, step, row); `stream` separates unrelated uses."""
+        return mix_seed(self.seed, self.step, self.index, stream)
+
     def generator(self, stream: int = 0) -> torch.Generator:
-        """A fresh CPU generator for (seed, step, row); `stream` separates unrelated uses."""
+        """A fresh CPU generator of `number`."""
         generator = torch.Generator()
-        generator.manual_seed(mix_seed(self.seed, self.step, self.index, stream))
+        generator.manual_seed(self.number(stream))
         return generator
 
     def pick(self, n: int) -> int:

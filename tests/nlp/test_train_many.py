@@ -23,18 +23,20 @@ from tests.nlp.toys import ROWS, tiny_folder, tiny_model
 SMALL = Form(rank=2, alpha=4)
 KINDS = {
     "loras": {
-        "ann": LoRA(form=SMALL, dropout=0.0, seed=1),
-        "bob": LoRA(form=Form(rank=3, alpha=1), targets=("q_proj", "up_proj"), dropout=0.0),
-        "cyd": LoRA(form=Form(rank=1, dora=True), targets=("q_proj",), dropout=0.0),
+        "ann": LoRA(form=SMALL, dropout=0.2, seed=1),
+        "bob": LoRA(form=Form(rank=3, alpha=1), targets=("q_proj", "up_proj"), dropout=0.2),
+        "cyd": LoRA(form=Form(rank=1, dora=True), targets=("q_proj",), dropout=0.2),
     },
     "mixlora": {
-        "ann": MixLoRA(experts=3, form=SMALL, dropout=0.0, spread=0.5, balance=0.1, z=0.1),
-        "bob": LoRA(form=SMALL, dropout=0.0, seed=2),
-        "cyd": MixLoRA(experts=2, form=Form(rank=1), choice=TopP(p=0.5), dropout=0.0, seed=3),
+        "ann": MixLoRA(
+            experts=3, form=SMALL, dropout=0.2, spread=0.5, balance=0.1, z=0.1, jitter=0.1
+        ),
+        "bob": LoRA(form=SMALL, dropout=0.2, seed=2),
+        "cyd": MixLoRA(experts=2, form=Form(rank=1), choice=TopP(p=0.5), dropout=0.2, seed=3),
     },
     "mola": {
-        "ann": MoLA(experts=(2, 3), top_k=(1, 2), rank=2, dropout=0.0, balance=0.1),
-        "bob": LoRA(form=SMALL, targets=("down_proj",), dropout=0.0),
+        "ann": MoLA(experts=(2, 3), top_k=(1, 2), rank=2, dropout=0.2, balance=0.1),
+        "bob": LoRA(form=SMALL, targets=("down_proj",), dropout=0.2),
     },
 }
 

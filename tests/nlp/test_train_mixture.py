@@ -97,7 +97,7 @@ def written(config, folder, name, **method):
 
 
 def test_two_processes_equal_one(config, tmp_path):
-    how = {"dropout": 0.0, "balance": 1.0, "z": 0.5}
+    how = {"dropout": 0.3, "jitter": 0.2, "balance": 1.0, "z": 0.5}
     alone = [sys.executable, *written(config, tmp_path, "one", **how)]
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     together = [*launcher, "--nproc_per_node", "2", *written(config, tmp_path, "two", **how)]
