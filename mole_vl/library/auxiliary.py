@@ -4,7 +4,7 @@ They are stored under the expert's version: those of a replaced expert do not ap
 and those of a renamed one go with it.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from mole_vl.library.auxiliary_files import AUXILIARY, latest_files, read_value
@@ -58,6 +58,16 @@ class Auxiliary:
         """
         check_word("kind", kind)
         return read_kind(self._catalogue, kind)
+
+    def each(self, kind: str, names: Sequence[str]) -> dict[str, Any]:
+        """The data of a kind for these experts, by name; those without any are left out.
+
+        Raises:
+            MissingExpertError: There is no expert of a name.
+            DamagedExpertError: The data of one are not as they were written.
+        """
+        check_word("kind", kind)
+        return read_kind(self._catalogue, kind, list(names))
 
     def kinds(self, name: str) -> list[str]:
         """The kinds of data that there are for an expert.

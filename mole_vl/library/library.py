@@ -99,15 +99,23 @@ class ExpertLibrary:
     def __getitem__(self, name: str) -> StoredExpert:
         return self.get(name)
 
-    def get(self, name: str) -> StoredExpert:
+    def get(self, name: str, version: str | None = None) -> StoredExpert:
         """An expert: `.info` at once, `.expert` when it is first asked for.
 
+        Args:
+            name: Its name.
+            version: The beginning of one of those in `history(name)`; the present one if not given.
+
         Raises:
-            MissingExpertError: There is none of this name; it is a KeyError.
+            MissingExpertError: There is none of this name or version; it is a KeyError.
             DamagedExpertError: What the library says of it is not as it was written.
         """
         index = self._catalogue.log.read()
-        head, info = self._catalogue.info(index.heads, name, index.mark)
+        if version is None:
+            head, info = self._catalogue.info(index.heads, name, index.mark)
+        else:
+            head = self._catalogue.log.version(name, version)
+            _, info = self._catalogue.info({name: head}, name, index.mark)
         return StoredExpert(info, self._catalogue, head.folder, index.mark, self._cache)
 
     def list(self) -> Listing:

@@ -92,6 +92,26 @@ class Log:
             history += [pointer] if counts else []
         return tuple(history)
 
+    def version(self, name: str, version: str) -> Pointer:
+        """The pointer by which a name stood for a version.
+
+        Args:
+            name: The name.
+            version: The version, or as much of its beginning as tells it apart.
+
+        Raises:
+            MissingExpertError: It never stood for that, or for several that begin so.
+            DamagedExpertError: As of `history`.
+        """
+        stood = {pointer.version: pointer for pointer in self.history(name) if pointer.present}
+        found = [pointer for known, pointer in stood.items() if known.startswith(version)]
+        if len(found) != 1 or not version:
+            versions = ", ".join(known[:12] for known in stood)
+            raise MissingExpertError(
+                f"{self.store.address}: {version!r} is no version of {name!r}; it had {versions}"
+            )
+        return found[0]
+
     def _look(self) -> tuple[Index, bool]:
         """What is found now, and whether that misses pointers which a change made."""
         mark = self.store.mark()
