@@ -27,7 +27,7 @@ class _Help(DefaultHelpFormatter):
 
 
 class _Parser(ArgumentParser):
-    """Says what is wrong in one line."""
+    """Says what is wrong in one line; takes hyphens in a setting's name for underscores."""
 
     def __init__(self, *args: Any, **how: Any) -> None:
         # An abbreviation would be another setting's as soon as there is a new one.
@@ -46,13 +46,20 @@ class _Parser(ArgumentParser):
 
     def parse_args(self, args: Sequence[str] | None = None, *rest: Any, **how: Any) -> Any:
         """As jsonargparse does, after a look at the files of settings, which it would not name."""
-        for file in _configs(sys.argv[1:] if args is None else args):
+        typed = [_underscored(word) for word in (sys.argv[1:] if args is None else args)]
+        for file in _configs(typed):
             if fault := _fault(file):
                 self.error(fault)
-        return super().parse_args(args, *rest, **how)
+        return super().parse_args(typed, *rest, **how)
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         super().error(" ".join(message.split()), ex)
+
+
+def _underscored(word: str) -> str:
+    """A setting's name as it is in the code, where it was typed with hyphens."""
+    name, equals, value = word.partition("=")
+    return f"--{name[2:].replace('-', '_')}{equals}{value}" if name.startswith("--") else word
 
 
 def _configs(arguments: Sequence[str]) -> Iterator[Path]:
