@@ -110,8 +110,10 @@ class FileStore(Store):
             found: Any = self.files.find(self._path(folder), detail=True)
         except FileNotFoundError:
             return {}
-        start = len(self._plain(self.root).rstrip("/")) + 1
-        paths = {self._plain(path)[start:]: entry for path, entry in found.items()}
+        root = self._plain(self.root).rstrip("/")
+        paths = {
+            self._plain(path).removeprefix(root).lstrip("/"): entry for path, entry in found.items()
+        }
         return {
             path: int(entry["size"])
             for path, entry in paths.items()
@@ -185,7 +187,8 @@ class FileStore(Store):
         return str(self.files._strip_protocol(path))
 
     def _path(self, path: str) -> str:
-        return f"{self.root.rstrip('/')}/{path}"
+        # The root of an archive is empty.
+        return f"{self.root.rstrip('/')}/{path}".removeprefix("" if self.root else "/")
 
     def _check_writable(self) -> None:
         if not self.exclusive:

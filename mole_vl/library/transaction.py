@@ -114,7 +114,7 @@ class Transaction:
             if not commits:
                 return
             time.sleep(PATIENCE / 20)
-        self._store.ensure({commit_path(commit): fate_contents([]) for commit in commits})
+        self._store.ensure({commit_path(commit): fate_contents(commit, []) for commit in commits})
 
     def _follow(self, seen: frozenset[str]) -> None:
         """Write the list anew as long as others have changed what it was derived from."""

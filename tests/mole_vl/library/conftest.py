@@ -36,9 +36,7 @@ def s3():
     server = ThreadedMotoServer(port=0, verbose=False)
     server.start()
     host, port = server.get_host_and_port()
-    yield {
-        "options": {"endpoint_url": f"http://{host}:{port}", "key": "ann", "secret": "ann"}
-    }
+    yield {"options": {"endpoint_url": f"http://{host}:{port}", "key": "ann", "secret": "ann"}}
     server.stop()
 
 

@@ -200,9 +200,7 @@ ROUTES = [
 def hub_server():
     """A Hub and its address."""
     hub = Hub()
-    server = ThreadingHTTPServer(
-        ("127.0.0.1", 0), type("OwnHandler", (Handler,), {"hub": hub})
-    )
+    server = ThreadingHTTPServer(("127.0.0.1", 0), type("OwnHandler", (Handler,), {"hub": hub}))
     server.daemon_threads = True
     thread = Thread(target=server.serve_forever, args=(0.02,), daemon=True)
     thread.start()
