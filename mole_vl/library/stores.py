@@ -4,7 +4,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -98,7 +98,6 @@ class FileStore(Store):
     files: AbstractFileSystem
     root: str
     exclusive: bool = True
-    whole: bool = field(default=False, init=False)
 
     def mark(self) -> None:
         """There is but one state, the present."""
@@ -157,6 +156,7 @@ class FileStore(Store):
         for path, content in created.items():
             with suppress(TakenError):
                 self._create(path, content)
+            self._check_exclusive(path)
 
     def derive(self, readme: bytes) -> None:
         """Replace the list in one put."""
@@ -189,6 +189,19 @@ class FileStore(Store):
     def _path(self, path: str) -> str:
         # The root of an archive is empty.
         return f"{self.root.rstrip('/')}/{path}".removeprefix("" if self.root else "/")
+
+    def _check_exclusive(self, path: str) -> None:
+        """Raise ValueError if a file that is there can be created: some servers promise in vain."""
+        try:
+            self.files.pipe_file(
+                self._path(path), self.files.cat_file(self._path(path)), mode="create"
+            )
+        except FileExistsError:
+            return
+        raise ValueError(
+            f"{self.address}: this server creates {path} a second time without a word, so two "
+            "writers at once could overwrite each other: keep the library in another store"
+        )
 
     def _check_writable(self) -> None:
         if not self.exclusive:

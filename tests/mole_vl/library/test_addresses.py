@@ -5,6 +5,7 @@ import subprocess
 import sys
 
 import pytest
+from fsspec.implementations.memory import MemoryFile
 
 from mole_vl.library import ExpertLibrary, addresses
 from tests.mole_vl.library.shelf import expert, same
@@ -113,3 +114,22 @@ def test_a_store_that_promises_nothing_is_read_alone(tmp_path):
     assert list(library) == ["past"]
     clone = library.clone("virtual://from-zip")
     assert same(clone["past"].expert, expert("past"))
+
+
+def test_a_server_that_promises_in_vain_is_refused(monkeypatch):
+    def careless(self, path, value, mode="overwrite"):
+        self.store[path] = MemoryFile(self, path, value)
+
+    monkeypatch.setattr(addresses.Memory, "pipe_file", careless)
+    with pytest.raises(ValueError, match=r"creates library\.json a second time without a word"):
+        ExpertLibrary.open("virtual://careless", create=True)
+
+
+def test_a_disk_without_hard_links_is_refused(tmp_path, monkeypatch):
+    def linkless(self, target):
+        raise PermissionError(1, "Operation not permitted", str(self))
+
+    monkeypatch.setattr("pathlib.Path.hardlink_to", linkless)
+    with pytest.raises(OSError, match="this disk knows no hard links"):
+        ExpertLibrary.open(tmp_path / "shelf", create=True)
+    assert list((tmp_path / "shelf").iterdir()) == []
