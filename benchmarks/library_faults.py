@@ -10,6 +10,7 @@ file of a library is damaged at random, 50 times. The unit is one kill, one file
 
 import argparse
 import multiprocessing
+import os
 import random
 import shutil
 import tempfile
@@ -119,6 +120,7 @@ def kills(place: Place, arm: str, count: int) -> tuple[list[Measurement], Counte
         if step is not None or not sound:
             lost.append(float(not sound))
             during[step.act if step else "none"] += 1
+            print(f"{arm}: {len(lost)} kills, {lost.count(1.0)} with a loss", end="\r", flush=True)
     return [measured("kills after which something was lost or torn", arm, lost)], during
 
 
@@ -226,6 +228,8 @@ def main() -> None:
     count, files, seconds = (4, 10, 5.0) if quick else (100, 50, 60.0)
     if azurite_program() is None:
         raise FileNotFoundError(f"Azurite is not installed: {INSTALL}")
+    # Python 3.11's server of children passes over what it cannot find on its own path.
+    os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), str(ROOT / "benchmarks")])
     PROCESSES.set_forkserver_preload(["library_writers", "adlfs"])
     torch.set_num_threads(1)
     rows: list[Measurement] = []

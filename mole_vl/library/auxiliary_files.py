@@ -47,10 +47,12 @@ def read_value(content: bytes | None, path: str) -> Any:
     """The value in a file.
 
     Raises:
-        ValueError: It is missing, or not as it was written.
+        ValueError: It is missing, not as it was written, or no file of auxiliary data.
     """
     found = _FILE.fullmatch(path)
-    if content is None or found is None:
+    if found is None:
+        raise ValueError(f"{path} is no name that a library gives: remove it")
+    if content is None:
         raise ValueError(f"{path} is missing")
     if sha256(content) != found["sha256"]:
         raise ValueError(f"{path} has SHA-256 {sha256(content)}, expected what its name says")

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from mole_vl.library.auxiliary_files import AUXILIARY, latest_files, read_value
+from mole_vl.library.auxiliary_files import AUXILIARY, read_value
 from mole_vl.library.catalogue import EXPERTS, Catalogue
 from mole_vl.library.errors import DamagedExpertError
 from mole_vl.library.info import ExpertInfo
@@ -47,8 +47,7 @@ def checked(catalogue: Catalogue, cache: Path | None) -> Report:
                 faults.append(str(error))
         else:
             faults.append(str(info))
-    data = latest_files(store.find(AUXILIARY, index.mark)).values()
-    for path in data:
+    for path in store.find(AUXILIARY, index.mark):
         try:
             read_value(store.read([path], index.mark).get(path), path)
         except ValueError as error:

@@ -105,10 +105,7 @@ class FileStore(Store):
     def find(self, folder: str, mark: str | None = None) -> dict[str, int]:
         """As of `Store`; files that are being written, and foreign hidden ones, are left out."""
         self.files.invalidate_cache()
-        try:
-            found: Any = self.files.find(self._path(folder), detail=True)
-        except FileNotFoundError:
-            return {}
+        found = self._below(self._path(folder))
         root = self._plain(self.root).rstrip("/")
         paths = {
             self._plain(path).removeprefix(root).lstrip("/"): entry for path, entry in found.items()
@@ -181,6 +178,24 @@ class FileStore(Store):
             return [function(path) for path in paths]
         with ThreadPoolExecutor(AT_ONCE) as threads:
             return list(threads.map(function, paths))
+
+    def _below(self, path: str) -> dict[str, Any]:
+        """The entries, as fsspec's, of the files under a folder.
+
+        fsspec's `find` walks folders and passes over one that cannot be listed, as if it were
+        empty; on object stores, which have no folders, it asks for all files at once.
+        """
+        try:
+            if self.files.async_impl:
+                return dict(self.files.find(path, detail=True))
+            entries: Any = self.files.ls(path, detail=True)
+        except FileNotFoundError:
+            return {}
+        found = {}
+        for entry in entries:
+            below = entry["type"] == "directory"
+            found |= self._below(entry["name"]) if below else {entry["name"]: entry}
+        return found
 
     def _plain(self, path: str) -> str:
         """A path as the file system itself writes it."""

@@ -150,6 +150,12 @@ def test_damaged_data_are_told(shelf):
     assert any(file.name in fault for fault in library.check().faults)
     library.auxiliary.put("embedding", {"past": [3]})
     assert library.auxiliary.all("embedding") == {"past": [3], "german": [2]}
+    # What is out of date is looked at too, and what is nobody's.
+    (folder / "auxiliary/stranger.txt").write_text("?")
+    faults = place.open().check().faults
+    assert [fault.split()[1] for fault in faults] == [
+        f"auxiliary/{version}/embedding/{file.name}", "auxiliary/stranger.txt",
+    ]  # fmt: skip
 
 
 def test_a_damaged_library_is_not_cloned_in_part(shelf, new_place):
@@ -168,3 +174,21 @@ def test_a_file_without_a_format_is_no_library(shelf):
     flip(folder / "library.json")
     with pytest.raises(ValueError, match=r"library\.json is (damaged|no JSON)"):
         place.open()
+
+
+def test_a_folder_that_cannot_be_listed_is_no_empty_one(shelf, monkeypatch):
+    place, _ = shelf
+    library = place.open()
+    kind = type(library._store.files)
+    listed = kind.ls
+
+    def ls(self, path, detail=True, **how):
+        if str(path).endswith("names/past"):
+            raise PermissionError(13, "Permission denied", path)
+        return listed(self, path, detail, **how)
+
+    monkeypatch.setattr(kind, "ls", ls)
+    with pytest.raises(PermissionError, match="names/past"):
+        list(library)
+    monkeypatch.undo()
+    assert list(library) == ["german", "past", "plural"]
