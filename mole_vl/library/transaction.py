@@ -129,4 +129,4 @@ class Transaction:
         there = [
             head for head in heads.values() if isinstance(head, DamagedExpertError) or head.present
         ]
-        return readme(self._store.address, self._catalogue.infos(there, mark))
+        return readme(self._catalogue.infos(there, mark))

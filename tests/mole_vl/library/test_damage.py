@@ -153,9 +153,9 @@ def test_damaged_data_are_told(shelf):
     # What is out of date is looked at too, and what is nobody's.
     (folder / "auxiliary/stranger.txt").write_text("?")
     faults = place.open().check().faults
-    assert [fault.split()[1] for fault in faults] == [
+    assert {fault.split()[1] for fault in faults} == {
         f"auxiliary/{version}/embedding/{file.name}", "auxiliary/stranger.txt",
-    ]  # fmt: skip
+    }  # fmt: skip
 
 
 def test_a_damaged_library_is_not_cloned_in_part(shelf, new_place):
