@@ -11,7 +11,8 @@ from typing import Any
 from fsspec.core import url_to_fs
 
 from mole_vl.library.disk import Disk, Memory
-from mole_vl.library.stores import FileStore, Store
+from mole_vl.library.file_store import FileStore
+from mole_vl.library.stores import Store
 
 # What fsspec's file systems say of themselves: "create" is for one writer alone.
 _EXCLUSIVE = {"s3", "s3a", "gs", "gcs", "abfs", "abfss", "az"}
