@@ -141,7 +141,20 @@ def test_damaged_data_are_told(shelf):
     library = place.open()
     library.auxiliary.put("embedding", {"past": [1], "german": [2]})
     version = library["past"].info.version
-    (file,) = (folder / "auxiliary" / version / "embedding").iterdir()
+    file, entry = sorted((folder / "auxiliary" / version / "embedding").iterdir())
+    whole = file.read_bytes()
+    for gone in (file, entry):
+        kept = gone.read_bytes()
+        gone.unlink()
+        assert any(f"{gone.name} is missing" in fault for fault in place.open().check().faults)
+        if gone == file:
+            with pytest.raises(DamagedExpertError, match=f"{file.name} is missing"):
+                place.open().auxiliary.get("embedding", "past")
+        gone.write_bytes(kept)
+    flip(entry)
+    assert any(entry.name in fault for fault in place.open().check().faults)
+    entry.write_bytes(kept)
+    assert file.read_bytes() == whole
     flip(file)
     library = place.open()
     with pytest.raises(DamagedExpertError, match=f"embedding of expert 'past' .*{file.name}"):
