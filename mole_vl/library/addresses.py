@@ -11,7 +11,8 @@ from typing import Any
 from fsspec.core import url_to_fs
 
 from mole_vl.library.disk import Disk, Memory
-from mole_vl.library.stores import FileStore, Store
+from mole_vl.library.file_store import FileStore
+from mole_vl.library.stores import Store
 
 # What fsspec's file systems say of themselves: "create" is for one writer alone.
 _EXCLUSIVE = {"s3", "s3a", "gs", "gcs", "abfs", "abfss", "az"}
@@ -63,14 +64,14 @@ def cache_folder() -> Path:
 
 
 def _local(uri: str, rest: str, access: Access) -> Store:
-    _take_no_token(uri, access, "a disk asks for none")
+    _refuse_credential(uri, access, "a disk asks for none")
     if not rest:
         raise ValueError(f"{uri!r} names no folder")
     return FileStore(uri, Disk(**access.options), str(Path(rest).expanduser().absolute()))
 
 
 def _virtual(uri: str, rest: str, access: Access) -> Store:
-    _take_no_token(uri, access, "memory asks for none")
+    _refuse_credential(uri, access, "memory asks for none")
     return FileStore(uri, Memory(**access.options), "/" + rest.strip("/"))
 
 
@@ -101,7 +102,7 @@ def _google(uri: str, rest: str, access: Access) -> Store:
 
 def _other(uri: str, rest: str, access: Access) -> Store:
     scheme = uri.partition("://")[0]
-    _take_no_token(uri, access, "name the credential as fsspec does, in options=")
+    _refuse_credential(uri, access, "name the credential as fsspec does, in options=")
     return _fsspec(uri, uri, access.options, exclusive=scheme in _EXCLUSIVE)
 
 
@@ -122,7 +123,7 @@ def _check_extra(uri: str, scheme: str) -> None:
         )
 
 
-def _take_no_token(uri: str, access: Access, why: str) -> None:
+def _refuse_credential(uri: str, access: Access, why: str) -> None:
     if access.token is not None:
         raise ValueError(f"{uri} takes no token: {why}")
 

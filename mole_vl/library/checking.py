@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from mole_vl.library.auxiliary_files import AUXILIARY, latest_files, read_value
+from mole_vl.library.auxiliary_files import AUXILIARY, faults_of_data
 from mole_vl.library.catalogue import EXPERTS, Catalogue
 from mole_vl.library.errors import DamagedExpertError
 from mole_vl.library.info import ExpertInfo
@@ -47,12 +47,8 @@ def checked(catalogue: Catalogue, cache: Path | None) -> Report:
                 faults.append(str(error))
         else:
             faults.append(str(info))
-    data = latest_files(store.find(AUXILIARY, index.mark)).values()
-    for path in data:
-        try:
-            read_value(store.read([path], index.mark).get(path), path)
-        except ValueError as error:
-            faults.append(f"{store.address}: {error}")
+    data = store.read(store.find(AUXILIARY, index.mark), index.mark)
+    faults += [f"{store.address}: {fault}" for fault in faults_of_data(data)]
     folders = {path.rpartition("/")[0] for path in store.find(EXPERTS, index.mark)}
     unfinished = {f"change {commit}" for commits in index.open.values() for commit in commits}
     return Report(

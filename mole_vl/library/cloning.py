@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Mapping
 
-from mole_vl.library.auxiliary_files import AUXILIARY, latest_files, read_value
+from mole_vl.library.auxiliary_files import AUXILIARY, latest_files, read_value, with_entry
 from mole_vl.library.batch import Batch
 from mole_vl.library.catalogue import EXPERTS, Catalogue, present
 from mole_vl.library.errors import DamagedExpertError, NameTakenError
@@ -25,13 +25,12 @@ def clone(source: Catalogue, target: Catalogue, names: Iterable[str] | None) -> 
     _check_clashes(target, there, infos)
     data = latest_files(source.store.find(AUXILIARY, index.mark))
     # What a clone that was broken off has brought need not be read again.
-    brought = {
-        *target.store.find(EXPERTS, there.mark), *target.store.find(AUXILIARY, there.mark),
-    }  # fmt: skip
+    brought = target.store.find(EXPERTS, there.mark)
+    entered = set(latest_files(target.store.find(AUXILIARY, there.mark)).values())
     with Batch(target, f"clone of {source.store.address}") as batch:
         for name, info in infos.items():
             attached = {path for (version, _), path in data.items() if version == info.version}
-            batch.bring(_data(source, index, name, attached - brought))
+            batch.bring(_data(source, index, name, attached - entered))
             if name not in there.present():
                 folder = f"{EXPERTS}/{name}/{info.version}"
                 if f"{folder}/{INFO}" not in brought:
@@ -79,10 +78,13 @@ def _files(source: Catalogue, index: Index, info: ExpertInfo, folder: str) -> di
 
 
 def _data(source: Catalogue, index: Index, name: str, paths: Iterable[str]) -> dict[str, bytes]:
-    contents = source.store.read(paths, index.mark)
-    for path, content in contents.items():
+    wanted = list(paths)
+    contents = source.store.read(wanted, index.mark)
+    files: dict[str, bytes] = {}
+    for path in wanted:
         try:
-            read_value(content, path)
+            read_value(contents.get(path), path)
         except ValueError as error:
             raise source.damage(name, str(error)) from error
-    return contents
+        files |= with_entry(path, contents[path])
+    return files

@@ -4,6 +4,7 @@ fsspec's own local file system writes in place, and for `mode="create"` looks fi
 then: a reader may see half a file, and two writers may both succeed.
 """
 
+import errno
 import os
 from pathlib import Path
 from threading import Lock
@@ -14,6 +15,8 @@ from fsspec.implementations.memory import MemoryFileSystem
 
 from mole_vl.files import new_file
 
+_LINKLESS = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP)
+
 
 class Disk(LocalFileSystem):
     """fsspec's local file system; `pipe_file` makes files that are complete or absent."""
@@ -23,8 +26,22 @@ class Disk(LocalFileSystem):
 
         Raises:
             FileExistsError: The mode is "create", and another file is there.
+            OSError: The disk cannot create a file for one writer alone.
         """
-        with new_file(Path(path), alone=mode == "create") as partial, partial.open("wb") as file:
+        try:
+            self._write(Path(path), value, alone=mode == "create")
+        except OSError as error:
+            if error.errno not in _LINKLESS or mode != "create":
+                raise
+            raise OSError(
+                error.errno,
+                "this disk knows no hard links, so two writers at once could overwrite each other: "
+                "keep the library on another one",
+                path,
+            ) from error
+
+    def _write(self, path: Path, value: bytes, *, alone: bool) -> None:
+        with new_file(path, alone=alone) as partial, partial.open("wb") as file:
             file.write(value)
             file.flush()
             # A pointer must not outlive, through a power failure, what it points to.

@@ -80,7 +80,7 @@ class Draft:
         pointers = [replace(pointer, commit=commit) for pointer in self._pointers]
         return {
             **{pointer.path: pointer.contents() for pointer in pointers},
-            commit_path(commit): fate_contents(pointer.path for pointer in pointers),
+            commit_path(commit): fate_contents(commit, (pointer.path for pointer in pointers)),
         }
 
     def _check_free(self, name: str) -> None:

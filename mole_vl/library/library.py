@@ -15,12 +15,13 @@ from mole_vl.library.catalogue import Catalogue, Listing
 from mole_vl.library.checking import Report, checked
 from mole_vl.library.cloning import clone
 from mole_vl.library.disk import Memory
+from mole_vl.library.file_store import FileStore
 from mole_vl.library.info import About, ExpertInfo
 from mole_vl.library.log import Log
 from mole_vl.library.pointers import Pointer
 from mole_vl.library.scores import Scores
 from mole_vl.library.seals import sealed, unsealed
-from mole_vl.library.stores import FileStore, Store
+from mole_vl.library.stores import Store
 from mole_vl.library.weights import StoredExpert
 
 FORMAT = "mole-vl library 1"

@@ -96,15 +96,18 @@ def commit_path(commit: str) -> str:
     return f"{COMMITS}/{commit}.json"
 
 
-def fate_contents(pointers: Iterable[str]) -> bytes:
+def fate_contents(commit: str, pointers: Iterable[str]) -> bytes:
     """The file that makes a change count, which lists its pointers; none of them: that ends it."""
-    return sealed({"pointers": list(pointers)})
+    return sealed({"commit": commit, "pointers": list(pointers)})
 
 
 def read_fate(content: bytes, path: str) -> frozenset[str]:
     """The pointers that a change made count; none if it was given up.
 
     Raises:
-        ValueError: The file is damaged.
+        ValueError: The file is damaged, or another change's.
     """
-    return frozenset(unsealed(content, path)["pointers"])
+    said = unsealed(content, path)
+    if commit_path(str(said.get("commit"))) != path:
+        raise ValueError(f"{path} is not what was written there: it is of {said.get('commit')!r}")
+    return frozenset(said["pointers"])

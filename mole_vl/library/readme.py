@@ -20,7 +20,7 @@ tags:
 ```python
 from mole_vl.library import ExpertLibrary
 
-library = ExpertLibrary.open("{address}")
+library = ExpertLibrary.open("ADDRESS")  # of this folder, container or repository
 expert = library["NAME"].expert
 ```
 
@@ -29,11 +29,11 @@ expert = library["NAME"].expert
 """
 
 
-def readme(address: str, experts: Mapping[str, ExpertInfo | DamagedExpertError]) -> bytes:
+def readme(experts: Mapping[str, ExpertInfo | DamagedExpertError]) -> bytes:
     """The list, one expert a line."""
     count = f"{len(experts)} expert{'' if len(experts) == 1 else 's'}"
     lines = [_line(name, experts[name]) for name in sorted(experts)]
-    return (_HEAD.format(count=count, address=address) + "\n".join(lines) + "\n").encode()
+    return (_HEAD.format(count=count) + "\n".join(lines) + "\n").encode()
 
 
 def _line(name: str, info: ExpertInfo | DamagedExpertError) -> str:

@@ -43,6 +43,7 @@ def unsealed(content: bytes, where: str) -> dict[str, Any]:
     found = parse_object(content, where)
     seal = found.pop(_SEAL, None)
     own = sha256(to_json(found, where))
-    if seal != own:
+    # Nor may what JSON passes over have changed: then something wrote here that should not.
+    if seal != own or content != to_json({**found, _SEAL: seal}, where):
         raise ValueError(f"{where} is damaged: its contents have SHA-256 {own}, its seal is {seal}")
     return found

@@ -114,7 +114,7 @@ class Transaction:
             if not commits:
                 return
             time.sleep(PATIENCE / 20)
-        self._store.ensure({commit_path(commit): fate_contents([]) for commit in commits})
+        self._store.ensure({commit_path(commit): fate_contents(commit, []) for commit in commits})
 
     def _follow(self, seen: frozenset[str]) -> None:
         """Write the list anew as long as others have changed what it was derived from."""
@@ -129,4 +129,4 @@ class Transaction:
         there = [
             head for head in heads.values() if isinstance(head, DamagedExpertError) or head.present
         ]
-        return readme(self._store.address, self._catalogue.infos(there, mark))
+        return readme(self._catalogue.infos(there, mark))

@@ -5,8 +5,8 @@ import pytest
 from huggingface_hub import close_session, constants
 from moto.server import ThreadedMotoServer
 
+from benchmarks.azurite import ACCOUNT, INSTALL, azurite_program, azurite_server
 from mole_vl.library import ExpertLibrary
-from tests.mole_vl.library.azurite import ACCOUNT, azurite_program, azurite_server
 from tests.mole_vl.library.hub_server import hub_server
 
 
@@ -43,7 +43,7 @@ def s3():
 @pytest.fixture(scope="session")
 def azure(tmp_path_factory):
     if azurite_program() is None:
-        pytest.skip("Azurite is not installed: npm install azurite@3.35.0 --prefix out/azurite")
+        pytest.skip(f"Azurite is not installed: {INSTALL}")
     with azurite_server(tmp_path_factory.mktemp("azurite")) as connection:
         yield {"token": connection}
 
