@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors.torch import load, load_file
 from torch import Tensor
 
 
@@ -64,11 +64,16 @@ def _take_place(partial: Path, folder: Path) -> None:
 
 
 @contextmanager
-def new_file(path: Path) -> Iterator[Path]:
+def new_file(path: Path, *, alone: bool = False) -> Iterator[Path]:
     """A file to write; at the end of the block it stands as `path`, in place of an older one.
+
+    Args:
+        path: The file.
+        alone: Whether there may be no older one: of several that write it at once, one succeeds.
 
     Raises:
         ValueError: A folder is in its place, or a file in its folder's.
+        FileExistsError: There is an older one, and may not be.
     """
     standing = next(place for place in path.absolute().parents if place.exists())
     if not standing.is_dir():
@@ -82,7 +87,11 @@ def new_file(path: Path) -> Iterator[Path]:
     try:
         yield partial
         partial.chmod(0o644)
-        partial.replace(path)
+        if alone:
+            # A second name for the file: unlike a rename, it replaces nothing.
+            path.hardlink_to(partial)
+        else:
+            partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
 
@@ -110,12 +119,18 @@ def read_text(file: Path) -> str:
     Raises:
         ValueError: The file is in another encoding.
     """
+    return _text(file.read_bytes(), file)
+
+
+def _text(content: bytes, where: str | Path) -> str:
     try:
-        return file.read_text(encoding="utf-8-sig")
+        text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise ValueError(
-            f"{file}: no UTF-8 text (at byte {error.start}: {error.reason}); save it as UTF-8"
+            f"{where}: no UTF-8 text (at byte {error.start}: {error.reason}); save it as UTF-8"
         ) from error
+    # As a text file is read.
+    return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
 def read_object(file: Path) -> dict[str, Any]:
@@ -124,12 +139,25 @@ def read_object(file: Path) -> dict[str, Any]:
     Raises:
         ValueError: The file holds none.
     """
+    return _object(read_text(file), file)
+
+
+def parse_object(content: bytes, where: str | Path) -> dict[str, Any]:
+    """The JSON object in what a file held.
+
+    Raises:
+        ValueError: It holds none.
+    """
+    return _object(_text(content, where), where)
+
+
+def _object(text: str, where: str | Path) -> dict[str, Any]:
     try:
-        found = json.loads(read_text(file))
+        found = json.loads(text)
     except json.JSONDecodeError as error:
-        raise ValueError(f"{file} is no JSON: {error}") from error
+        raise ValueError(f"{where} is no JSON: {error}") from error
     if not isinstance(found, dict):
-        raise ValueError(f"{file} holds a {type(found).__name__}, expected an object")
+        raise ValueError(f"{where} holds a {type(found).__name__}, expected an object")
     return found
 
 
@@ -143,6 +171,18 @@ def read_tensors(file: Path) -> dict[str, Tensor]:
         return load_file(file)
     except SafetensorError as error:
         raise ValueError(f"{file} is damaged or no safetensors file: {error}") from error
+
+
+def parse_tensors(content: bytes, where: str | Path) -> dict[str, Tensor]:
+    """The tensors in what a safetensors file held.
+
+    Raises:
+        ValueError: It is damaged.
+    """
+    try:
+        return load(content)
+    except SafetensorError as error:
+        raise ValueError(f"{where} is damaged or no safetensors file: {error}") from error
 
 
 def read_pickled_tensors(file: Path) -> dict[str, Tensor]:

@@ -63,7 +63,9 @@ def flattened_embedding(
         raise ValueError(f"flattened: the factors of {', '.join(empty)} are all zero")
     kept = min(components, *rows.shape)
     svd = TruncatedSVD(kept, algorithm="randomized", n_iter=5, random_state=seed)
-    found = np.asarray(svd.fit_transform(rows))
+    # Experts that are all alike have no variance, by which it divides for a figure not used here.
+    with np.errstate(invalid="ignore"):
+        found = np.asarray(svd.fit_transform(rows))
     norms = np.linalg.norm(found, axis=1, keepdims=True)
     if not norms.all():
         raise ValueError(f"flattened: {kept} components hold nothing of one of the experts")

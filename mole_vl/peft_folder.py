@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 
 from mole_vl.experts import Expert, Factors
-from mole_vl.files import new_folder, read_object, read_tensors
+from mole_vl.files import new_folder, parse_object, parse_tensors, read_object, read_tensors
 
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
@@ -56,6 +56,23 @@ def read_peft(folder: str | Path, name: str | None = None) -> Expert:
     folder = Path(folder)
     config = _read_config(folder)
     tensors = _read_tensors(folder)
+    return _expert(config, tensors, name or folder.resolve().name, str(folder))
+
+
+def read_peft_contents(contents: Mapping[str, bytes], name: str, where: str) -> Expert:
+    """Read one expert from the contents of a PEFT LoRA folder's two files, by their names.
+
+    Raises:
+        ValueError: As of `read_peft`.
+    """
+    config = parse_object(contents[CONFIG], f"{where}/{CONFIG}")
+    check_config(config, f"{where}/{CONFIG}", dora=True)
+    return _expert(config, parse_tensors(contents[WEIGHTS], f"{where}/{WEIGHTS}"), name, where)
+
+
+def _expert(
+    config: Mapping[str, Any], tensors: Mapping[str, Tensor], name: str, where: str
+) -> Expert:
     pairs: dict[str, dict[str, Tensor]] = {}
     for key, tensor in tensors.items():
         path = key.removeprefix(_PREFIX)
@@ -65,14 +82,12 @@ def read_peft(folder: str | Path, name: str | None = None) -> Expert:
         found = _KEY.match(path)
         if found is None:
             raise ValueError(
-                f"{folder / WEIGHTS}: the key {key!r} is no LoRA factor; "
+                f"{where}/{WEIGHTS}: the key {key!r} is no LoRA factor; "
                 "expected keys such as base_model.model.PATH.lora_A.weight"
             )
         pairs.setdefault(found["path"], {})[found["letter"]] = tensor
-    layers = layers_by_config(pairs, config, str(folder / WEIGHTS))
-    return Expert(
-        name or folder.resolve().name, layers, config.get("base_model_name_or_path"), str(folder)
-    )
+    layers = layers_by_config(pairs, config, f"{where}/{WEIGHTS}")
+    return Expert(name, layers, config.get("base_model_name_or_path"), where)
 
 
 def trained_expert(model: nn.Module, name: str, base: str | None = None) -> Expert:
@@ -130,11 +145,23 @@ def write_peft(
         dtype: Type of the stored factors; their own if not given.
         metadata: More entries of the header of adapter_model.safetensors.
     """
-    folder = Path(folder)
+    with new_folder(Path(folder)) as partial:
+        for name, content in peft_contents(expert, dtype, metadata).items():
+            (partial / name).write_bytes(content)
+
+
+def peft_contents(
+    expert: Expert,
+    dtype: torch.dtype | None = None,
+    metadata: Mapping[str, str] | None = None,
+) -> dict[str, bytes]:
+    """The contents of an expert's PEFT folder by the names of its files; as of `write_peft`."""
     tensors = {f"{_PREFIX}{key}": tensor for key, tensor in peft_tensors(expert, dtype).items()}
-    with new_folder(folder) as partial:
-        (partial / CONFIG).write_text(json.dumps(peft_config(expert), indent=2) + "\n")
-        save_file(tensors, partial / WEIGHTS, metadata={**(metadata or {}), "format": "pt"})
+    config = json.dumps(peft_config(expert), indent=2) + "\n"
+    return {
+        CONFIG: config.encode(),
+        WEIGHTS: save(tensors, metadata={**(metadata or {}), "format": "pt"}),
+    }
 
 
 def peft_tensors(expert: Expert, dtype: torch.dtype | None = None) -> dict[str, Tensor]:

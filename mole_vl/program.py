@@ -8,34 +8,58 @@ from typing import Any, NoReturn
 import yaml
 from accelerate import PartialState
 from accelerate.utils import parse_flag_from_env
-from jsonargparse import ArgumentParser, auto_cli, set_parsing_settings
+from jsonargparse import ArgumentParser, DefaultHelpFormatter, auto_cli, set_parsing_settings
 
 from mole_vl.files import read_text
 
 _USAGE = "%(prog)s [--config FILE] [--SETTING VALUE ...]"
 
 
+class _Help(DefaultHelpFormatter):
+    """Help in which indented lines of what a program is about, its examples, stay as they are."""
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        parts = text.strip().split("\n\n")
+        return "\n\n".join(
+            part if part.startswith("    ") else super(_Help, self)._fill_text(part, width, indent)
+            for part in parts
+        )
+
+
 class _Parser(ArgumentParser):
-    """Says what is wrong in one line."""
+    """Says what is wrong in one line; takes hyphens in a setting's name for underscores."""
 
     def __init__(self, *args: Any, **how: Any) -> None:
         # An abbreviation would be another setting's as soon as there is a new one.
-        super().__init__(*args, **{"usage": _USAGE, "allow_abbrev": False, **how})
+        own = {"usage": _USAGE, "allow_abbrev": False, "formatter_class": _Help}
+        super().__init__(*args, **{**own, **how})
 
     def add_argument(self, *names: Any, **how: Any) -> Any:
         """As jsonargparse does; what is true or false may stand without a value, and is true."""
         bare = {"nargs": "?", "const": True} if how.get("type") is bool else {}
         return super().add_argument(*names, **{**bare, **how})
 
+    def add_subcommands(self, *args: Any, **how: Any) -> Any:
+        """As jsonargparse does; the usage tells the words then."""
+        self.usage = None
+        return super().add_subcommands(*args, **how)
+
     def parse_args(self, args: Sequence[str] | None = None, *rest: Any, **how: Any) -> Any:
         """As jsonargparse does, after a look at the files of settings, which it would not name."""
-        for file in _configs(sys.argv[1:] if args is None else args):
+        typed = [_underscored(word) for word in (sys.argv[1:] if args is None else args)]
+        for file in _configs(typed):
             if fault := _fault(file):
                 self.error(fault)
-        return super().parse_args(args, *rest, **how)
+        return super().parse_args(typed, *rest, **how)
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         super().error(" ".join(message.split()), ex)
+
+
+def _underscored(word: str) -> str:
+    """A setting's name as it is in the code, where it was typed with hyphens."""
+    name, equals, value = word.partition("=")
+    return f"--{name[2:].replace('-', '_')}{equals}{value}" if name.startswith("--") else word
 
 
 def _configs(arguments: Sequence[str]) -> Iterator[Path]:
@@ -64,7 +88,7 @@ def _fault(file: Path) -> str | None:
 
 
 def command(
-    component: Callable[..., Any] | Mapping[str, Callable[..., Any]],
+    component: Callable[..., Any] | Mapping[str, Any],
     name: str | None = None,
     about: str | None = None,
 ) -> Any:
@@ -76,7 +100,7 @@ def command(
 
     Args:
         component: The function or class; its docstring tells its settings. Or several, by the word
-            that chooses among them.
+            that chooses among them; or groups of several, whose `_help` says what they are.
         name: What the program calls itself; its file if not given.
         about: What `--help` says of it first; what the docstring says if not given.
 
@@ -86,15 +110,12 @@ def command(
     # Left to itself, a process that is told to keep to the CPU would not look for its fellows.
     if parse_flag_from_env("ACCELERATE_USE_CPU"):
         PartialState(cpu=True)
-    several = isinstance(component, Mapping)
     how: dict[str, Any] = {"prog": name, "description": about}
-    if several:
-        how["usage"] = None
     # jsonargparse has this setting for all parsers of the process alone.
     set_parsing_settings(unset_sentinel=True)
     try:
         return auto_cli(
-            dict(component) if several else component,
+            dict(component) if isinstance(component, Mapping) else component,
             as_positional=False,
             return_instance=True,
             parser_class=_Parser,

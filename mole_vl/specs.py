@@ -16,6 +16,7 @@ _KNOWN = {
         gates.Constants,
         gates.Free,
         gates.Hidden,
+        gates.KeptArrow,
         gates.LoRAHub,
         gates.MoLE,
         gates.Nearest,

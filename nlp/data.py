@@ -93,9 +93,22 @@ def read_rows(path: Path) -> list[TextRow]:
     Raises:
         ValueError: The file is of another encoding; lines that are no rows, each by its number.
     """
+    return parse_rows(read_text(Path(path)), str(path))
+
+
+def parse_rows(text: str, where: str) -> list[TextRow]:
+    """The rows of JSON lines; blank lines are nothing.
+
+    Args:
+        text: The lines.
+        where: Where they are from, for messages.
+
+    Raises:
+        ValueError: No rows; lines that are none, each by its number.
+    """
     rows, faults = [], []
     # Not `splitlines`: JSON's strings may hold what it takes for the end of a line.
-    for number, line in enumerate(read_text(Path(path)).split("\n"), start=1):
+    for number, line in enumerate(text.split("\n"), start=1):
         if not line.strip():
             continue
         try:
@@ -104,7 +117,7 @@ def read_rows(path: Path) -> list[TextRow]:
             faults.append(f"line {number}: {fault}")
     if not rows and not faults:
         faults.append("the file is empty")
-    refuse(str(path), told(faults))
+    refuse(where, told(faults))
     return rows
 
 
@@ -151,15 +164,16 @@ def texts_of(setting: str, given: Any) -> list[str]:
 
 def write_rows(path: Path, rows: Iterable[TextRow]) -> None:
     """Write rows as JSON lines."""
-    Path(path).write_text(_lines(rows), encoding="utf-8")
+    Path(path).write_text(to_lines(rows), encoding="utf-8")
 
 
 def digest_rows(rows: Iterable[TextRow]) -> str:
     """What `mole_vl.files.digest` says of the file that `write_rows` makes of these rows."""
-    return digest_contents([_lines(rows).encode()])
+    return digest_contents([to_lines(rows).encode()])
 
 
-def _lines(rows: Iterable[TextRow]) -> str:
+def to_lines(rows: Iterable[TextRow]) -> str:
+    """Rows as the text of a JSON-lines file."""
     return "".join(json.dumps(asdict(row), ensure_ascii=False) + "\n" for row in rows)
 
 

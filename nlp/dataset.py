@@ -1,13 +1,13 @@
 """Rows of any dataset: of a file, a folder or the Hub, through templates over its columns."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from string import Formatter
 from typing import Any, TypeAlias
 
-from datasets import ClassLabel
+from datasets import ClassLabel, Dataset
 
 from mole_vl.faults import refuse
 from mole_vl.files import check_file
@@ -45,18 +45,19 @@ class DatasetRows:
     labels: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        refuse(
-            f"DatasetRows of {self.dataset!r}",
-            [
-                None if self.dataset else "dataset is empty, expected a file, a folder or a Hub id",
-                *(_template_fault(key, getattr(self, key)) for key in _TEMPLATES),
-                *(
-                    f"labels of {column!r} is empty, expected names"
-                    for column, names in self.labels.items()
-                    if not names
-                ),
-            ],
-        )
+        refuse(f"{type(self).__name__} of {self.dataset!r}", self.faults())
+
+    def faults(self) -> list[str | None]:
+        """What is wrong with it, None for each check that passed."""
+        return [
+            None if self.dataset else "dataset is empty, expected a file, a folder or a Hub id",
+            *(_template_fault(key, getattr(self, key)) for key in _TEMPLATES),
+            *(
+                f"labels of {column!r} is empty, expected names"
+                for column, names in self.labels.items()
+                if not names
+            ),
+        ]
 
     def __str__(self) -> str:
         """What messages call it."""
@@ -83,6 +84,75 @@ def rows_of(setting: str, source: RowSource) -> list[TextRow]:
     if isinstance(source, Path):
         check_file(setting, source, ROWS)
         return read_rows(source)
+    return open_table(setting, source).rows()
+
+
+@dataclass(frozen=True)
+class TemplateTable:
+    """A dataset that has the columns which its templates ask for; `open_table` opens one.
+
+    Args:
+        source: The dataset and its templates.
+        where: What messages call it.
+        table: Its split.
+        names: Names of the whole numbers in columns of class labels.
+    """
+
+    source: DatasetRows
+    where: str
+    table: Dataset
+    names: Mapping[str, Sequence[str]]
+
+    def rows(self, places: Sequence[int] | None = None) -> list[TextRow]:
+        """The rows at some places, counted from 0; all of them if not given.
+
+        Raises:
+            ValueError: Rows without a text or with a label outside its list, each by its number.
+        """
+        given = self._values(_TEMPLATES, places)
+        return each(self.where, given, lambda values: self._row(values))
+
+    def tasks(self) -> list[str]:
+        """The task of every row; nothing else of them is read.
+
+        Raises:
+            ValueError: Rows without a task, or with a label outside its list, each by its number.
+        """
+        given = self._values(("task",), None)
+        return each(self.where, given, lambda values: self._text("task", self._named(values)))
+
+    def _row(self, values: Mapping[str, Any]) -> TextRow:
+        named = self._named(values)
+        return TextRow(**{key: self._text(key, named) for key in _TEMPLATES})
+
+    def _named(self, values: Mapping[str, Any]) -> dict[str, Any]:
+        return _named(values, self.names)
+
+    def _text(self, key: str, values: Mapping[str, Any]) -> str:
+        text = _Filling().vformat(getattr(self.source, key), (), values)
+        if not text.strip():
+            raise ValueError(f"{key!r} is {text!r}, expected some text")
+        return text
+
+    def _values(
+        self, keys: Sequence[str], places: Sequence[int] | None
+    ) -> Iterable[tuple[int, dict[str, Any]]]:
+        """The values that templates ask for, by column, with the rows' numbers."""
+        columns = sorted({c for key in keys for c in _columns(getattr(self.source, key))})
+        chosen = range(len(self.table)) if places is None else places
+        with loading(self.where):
+            table = self.table if places is None else self.table.select(places)
+            rows = table.select_columns(columns).to_list() if columns else [{}] * len(chosen)
+        return zip(chosen, rows, strict=True)
+
+
+def open_table(setting: str, source: DatasetRows) -> TemplateTable:
+    """A dataset, whose columns are looked at.
+
+    Raises:
+        FileNotFoundError: As for `rows_of`.
+        ValueError: As for `rows_of`, but for what its rows hold.
+    """
     where = f"{setting}: {source}"
     with loading(where):
         table = load_table(source.dataset, source.subset, source.split)
@@ -104,10 +174,7 @@ def rows_of(setting: str, source: RowSource) -> list[TextRow]:
         ],
     )
     known = {c: kind.names for c, kind in table.features.items() if isinstance(kind, ClassLabel)}
-    names = {**known, **source.labels}
-    with loading(where):
-        rows = table.select_columns(columns).to_list()
-    return each(where, enumerate(rows), lambda values: _row(source, _named(values, names)))
+    return TemplateTable(source, where, table, {**known, **source.labels})
 
 
 def _template_fault(key: str, template: str) -> str | None:
@@ -143,14 +210,6 @@ def _named(values: Mapping[str, Any], names: Mapping[str, Sequence[str]]) -> dic
             )
         found[column] = known[int(place)]
     return found
-
-
-def _row(source: DatasetRows, values: Mapping[str, Any]) -> TextRow:
-    texts = {key: _Filling().vformat(getattr(source, key), (), values) for key in _TEMPLATES}
-    for key, text in texts.items():
-        if not text.strip():
-            raise ValueError(f"{key!r} is {text!r}, expected some text")
-    return TextRow(**texts)
 
 
 class _Filling(Formatter):

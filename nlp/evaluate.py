@@ -6,11 +6,8 @@
 Writes lm-eval's results, and what was measured, as one JSON file, and prints a table.
 """
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib import import_module
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +23,8 @@ from mole_vl.specs import to_data
 from nlp.adapter import blocks
 from nlp.data import Style
 from nlp.forms import form_of
+from nlp.harness_run import Harness
 from nlp.models import BUILT_IN, Bits, load_base
-
-_HARNESS = "lm_eval"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,12 +128,7 @@ def measured(config: EvaluateConfig, mixture: Mixture | None) -> dict[str, objec
 
 def main(config: EvaluateConfig) -> None:
     """Read experts and tasks, load and mix the model, measure, write, print."""
-    if find_spec(_HARNESS) is None:
-        raise ValueError("evaluation needs the package lm-eval: pip install 'mole-vl[evaluate]'")
-    # An extra, which comes in for those who evaluate.
-    lm_eval, utils, harness, harness_tasks = map(
-        import_module, (_HARNESS, f"{_HARNESS}.utils", "nlp.harness", "nlp.harness_tasks")
-    )
+    harness = Harness()
     state = PartialState()
     if state.num_processes > 1:
         raise ValueError(f"evaluation runs in one process, and here are {state.num_processes}")
@@ -147,28 +138,23 @@ def main(config: EvaluateConfig) -> None:
     if config.gates is not None:
         check_file("gates", config.gates, "a file of gates, such as model.safetensors")
     experts = [read_peft(folder) for folder in config.experts]
-    tasks = harness_tasks.load_tasks(config.tasks)
+    tasks = harness.load(config.tasks)
     model, tokenizer = load_base(config.base, quantise=config.quantise)
     mixture = mixed(model, experts, config)
     model.to(state.device)  # pyright: ignore[reportArgumentType]
-    found = lm_eval.simple_evaluate(
-        model=harness.HarnessModel(model, tokenizer, batch_rows=config.batch_rows),
-        tasks=tasks,
+    found = harness.measure(
+        model,
+        tokenizer,
+        tasks,
         num_fewshot=config.num_fewshot,
         limit=config.limit,
-        batch_size=config.batch_rows,
-        apply_chat_template=config.style == "chat",
-        log_samples=False,
-        # The tasks are here: nobody is to list all others.
-        task_manager=harness_tasks.TaskManager(include_defaults=False),
+        batch_rows=config.batch_rows,
+        style=config.style,
     )
     found = {"measured": measured(config, mixture), **found}
-    text = json.dumps(found, indent=2, default=utils.handle_non_serializable, ensure_ascii=False)
     with new_file(config.output) as partial:
-        partial.write_text(text, encoding="utf-8")
-    print(utils.make_table(found))
-    if found.get("groups"):
-        print(utils.make_table(found, "groups"))
+        partial.write_text(harness.to_json(found), encoding="utf-8")
+    print(harness.table(found))
     print(f"results in {config.output}")
 
 

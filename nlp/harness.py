@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 
 from mole_vl import Mixture
 from nlp.adapter import bound
-from nlp.around import ExtraTerms, alone
+from nlp.around import Around, ExtraTerms, alone
 from nlp.data import IGNORED, EncodedRow, TextBatch, TextRow, Tokenizer, to_device
 from nlp.forms import form_of
 
@@ -46,6 +46,8 @@ class HarnessModel(_HFLM):
         tokenizer: Its tokenizer, with a pad token.
         batch_rows: Rows in one forward.
         max_length: The most tokens that the model reads; what its config says if not given.
+        around: Entered around every forward and `generate`; if not given a mixture is told of each
+            batch (`nlp.adapter.bound`).
     """
 
     def __init__(
@@ -55,6 +57,7 @@ class HarnessModel(_HFLM):
         *,
         batch_rows: int = 8,
         max_length: int | None = None,
+        around: Around | None = None,
     ) -> None:
         # HFLM would tie a model's weights anew, which an output layer that carries experts refuses.
         described = SimpleNamespace(device=model.device, config=model.config)
@@ -67,8 +70,11 @@ class HarnessModel(_HFLM):
             )
         self._model = model.eval()
         self._form = form_of(model)
+        self._given = around
 
     def _around(self, batch: TextBatch) -> AbstractContextManager[ExtraTerms]:
+        if self._given is not None:
+            return self._given(batch)
         mixture = getattr(self.model, "mixture", None)
         if not isinstance(mixture, Mixture) or mixture.baked:
             return alone(batch)

@@ -9,7 +9,8 @@ where it was. Leaves each in `output` under its name: a LoRA as a PEFT folder, a
 `nlp.train_mixture` writes it. `mole_vl.tenants.mix_saved_tenants` serves them together.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
@@ -17,6 +18,7 @@ from typing import NamedTuple
 import torch
 from accelerate import PartialState
 from torch import nn
+from transformers import PreTrainedModel
 
 from mole_vl import Mixture
 from mole_vl.faults import as_messages, at_least, instance_of, plain_word, positive, refuse
@@ -25,7 +27,7 @@ from mole_vl.method import Method
 from mole_vl.program import command
 from mole_vl.specs import to_data
 from mole_vl.tenants import mix_tenants, save_tenant, tenant_parameters, tenant_records
-from mole_vl.training import FitConfig, Part, Row, Term, fit
+from mole_vl.training import FitConfig, FitResult, Part, Row, Term, fit
 from nlp.adapter import blocks
 from nlp.data import IGNORED, EncodedRow, Style, TextBatch, digest_rows, to_device
 from nlp.dataset import RowSource, rows_of
@@ -197,6 +199,50 @@ class ManyTask:
         return terms
 
 
+@contextmanager
+def taught(
+    model: PreTrainedModel,
+    methods: Mapping[str, Method],
+    rows: Mapping[str, Sequence[EncodedRow]],
+    run: FitConfig,
+    *,
+    pad: int,
+    lesson: Mapping[str, object],
+    rates: Mapping[str, float] | None = None,
+) -> Iterator[tuple[Mixture, FitResult]]:
+    """Several tenants that have learned their rows, in the model for as long as the block lasts.
+
+    Args:
+        model: The base, frozen and in eval mode; it is as it was afterwards.
+        methods: What makes each tenant, by name.
+        rows: What each learns.
+        run: The training loop; its rows are those of each tenant in a step.
+        pad: The tokenizer's id of padding.
+        lesson: What decides the weights beside the methods and the loop's own settings.
+        rates: What the run's learning rate is multiplied by for some of them.
+
+    Raises:
+        ValueError: Tenants that cannot be together, or a run of others in the run's folder.
+    """
+    rates = rates or {}
+    mixture = mix_tenants(model, methods, blocks=blocks(model))
+    try:
+        task = ManyTask(mixture, methods, rows, pad=pad, rates=rates)
+        settings = {
+            "tenants": {name: to_data(method) for name, method in methods.items()},
+            **lesson,
+            **({"rates": rates} if rates else {}),
+        }
+        # Of the model, the new parts alone are in train mode: their dropout is the only one at
+        # work.
+        mixture.train()
+        result = fit(task, replace(run, rows=run.rows * len(methods)), settings)
+        mixture.eval()
+        yield mixture, result
+    finally:
+        mixture.unmix()
+
+
 def main(config: ManyConfig) -> None:
     """Train all, and write each."""
     check_output("output", config.output)
@@ -216,24 +262,21 @@ def main(config: ManyConfig) -> None:
         for name, own in rows.items()
     }
     methods = {one.name: one.method for one in config.tenants}
-    mixture = mix_tenants(model, methods, blocks=blocks(model))
     rates = {one.name: one.lr / config.fit.lr for one in config.tenants if one.lr is not None}
-    task = ManyTask(mixture, methods, encoded, pad=tokenizer.pad_token_id, rates=rates)
     lesson = {
-        "tenants": {name: to_data(method) for name, method in methods.items()},
         "data": {name: digest_rows(own) for name, own in rows.items()},
         "base": config.base,
         "style": config.style,
         "context": config.context,
         **({"quantise": config.quantise} if config.quantise else {}),
-        **({"rates": rates} if rates else {}),
     }
-    # Of the model, the new parts alone are in train mode: their dropout is the only one at work.
-    mixture.train()
-    result = fit(task, replace(config.fit, rows=config.fit.rows * len(methods)), lesson)
-    mixture.eval()
-    for name in methods:
-        save_tenant(mixture, name, config.output / name, config.base)
+    pad = tokenizer.pad_token_id
+    with taught(model, methods, encoded, config.fit, pad=pad, lesson=lesson, rates=rates) as (
+        mixture,
+        result,
+    ):
+        for name in methods:
+            save_tenant(mixture, name, config.output / name, config.base)
     print(f"{result.step} steps, {result.seconds:.0f} s; {', '.join(methods)} in {config.output}")
 
 

@@ -7,7 +7,7 @@ Leaves each expert's own gate as `alone/NAME.safetensors`, and all of them as
 `gates/model.safetensors`, in the folder `fit.output`.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -46,39 +46,50 @@ class Taught:
 
 
 @dataclass(frozen=True, kw_only=True)
-class PhatgooseConfig:
-    """A family of experts over one base.
+class AloneConfig:
+    """How the gate of one expert alone is trained.
 
     Args:
-        experts: The experts with their rows.
         fit: The training of one expert's gate; the paper's has some 100 steps.
         base: A Hub id, a folder, or smollm2-135m-instruct (by pip).
-        gate: How the experts are routed among afterwards.
         style: Prompts as they stand (plain), or in the model's chat template (chat).
         context: The most tokens that a row may have.
         quantise: Linear layers of the base in 8bit or 4bit (needs bitsandbytes).
     """
 
-    experts: tuple[Taught, ...]
     fit: FitConfig
     base: str = BUILT_IN
-    gate: Phatgoose = Phatgoose()
     style: Style = "plain"
     context: int = 1024
     quantise: Bits | None = None
 
     def __post_init__(self) -> None:
-        refuse(
-            "PhatgooseConfig",
-            [
-                None if self.experts else "experts is empty",
-                at_least("context", self.context, 2),
-            ],
-        )
+        refuse(type(self).__name__, self.faults())
+
+    def faults(self) -> list[str | None]:
+        """What is wrong with it, None for each check that passed."""
+        return [at_least("context", self.context, 2)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class PhatgooseConfig(AloneConfig):
+    """A family of experts over one base.
+
+    Args:
+        experts: The experts with their rows.
+        gate: How the experts are routed among afterwards.
+    """
+
+    experts: tuple[Taught, ...]
+    gate: Phatgoose = Phatgoose()
+
+    def faults(self) -> list[str | None]:
+        """What is wrong with it, None for each check that passed."""
+        return [None if self.experts else "experts is empty", *super().faults()]
 
 
 def train_alone(
-    model: Any, tokenizer: Any, expert: Expert, data: Sequence[TextRow], config: PhatgooseConfig
+    model: Any, tokenizer: Any, expert: Expert, data: Sequence[TextRow], config: AloneConfig
 ) -> None:
     """Train the gate of one expert alone, and leave it as a file; `model` is as it was then."""
     rows = form_of(model).encode_rows(
@@ -116,12 +127,29 @@ def train_missing(
     tokenizer: Any,
     experts: Sequence[Expert],
     data: Sequence[Sequence[TextRow]],
-    config: PhatgooseConfig,
+    config: AloneConfig,
 ) -> None:
     """Train the gates that are not there yet, each on its own expert's rows."""
     for expert, rows in zip(experts, data, strict=True):
         if not _file(config, expert.name).exists():
             train_alone(model, tokenizer, expert, rows, config)
+
+
+def learned_directions(model: Any, expert: Expert, config: AloneConfig) -> dict[str, Tensor]:
+    """What an expert's gate learned alone, by site; `model` is as it was then.
+
+    Raises:
+        FileNotFoundError: A gate that was not trained yet.
+        ValueError: A gate that was learned for other factors.
+    """
+    alone = mix_from(model, [expert], _file(config, expert.name))
+    found = {
+        site: gate.direction.detach().cpu().clone()
+        for site in alone.sites
+        if isinstance(gate := alone.gate(site), UsefulnessGate)
+    }
+    alone.unmix()
+    return found
 
 
 def joined(model: Any, experts: Sequence[Expert], config: PhatgooseConfig) -> Mixture:
@@ -131,21 +159,13 @@ def joined(model: Any, experts: Sequence[Expert], config: PhatgooseConfig) -> Mi
         FileNotFoundError: A gate that was not trained yet.
         ValueError: A gate that was learned for other factors.
     """
-    learned: dict[str, Mapping[str, Tensor]] = {}
-    for expert in experts:
-        alone = mix_from(model, [expert], _file(config, expert.name))
-        learned[expert.name] = {
-            site: gate.direction.detach().clone()
-            for site in alone.sites
-            if isinstance(gate := alone.gate(site), UsefulnessGate)
-        }
-        alone.unmix()
+    learned = {expert.name: learned_directions(model, expert, config) for expert in experts}
     mixture = mix(model, experts, gate=config.gate, site="matrix")
     take_directions({site: mixture.gate(site) for site in mixture.sites}, mixture.names, learned)
     return mixture
 
 
-def _file(config: PhatgooseConfig, name: str) -> Path:
+def _file(config: AloneConfig, name: str) -> Path:
     return config.fit.output / "alone" / f"{name}.safetensors"
 
 

@@ -1,6 +1,6 @@
 """Gates: one file each; scores and normalisers are their parts."""
 
-from mole_vl.gates.arrow import Arrow as Arrow
+from mole_vl.gates.arrow import Arrow as Arrow, KeptArrow as KeptArrow
 from mole_vl.gates.by_site import BySite as BySite
 from mole_vl.gates.by_tenant import ByTenant as ByTenant, TenantsGate as TenantsGate
 from mole_vl.gates.centroid import (

@@ -136,6 +136,26 @@ class Arrow(Directed):
         return PrototypeGate(prototypes(layer), self.top_k, self.tau)
 
 
+@dataclass(frozen=True, kw_only=True)
+class KeptArrow(Directed):
+    """`Arrow` by prototypes that were computed before, such as those that a library keeps.
+
+    The gates start without prototypes, where nobody speaks: `take_directions` gives them theirs
+    (`mole_vl.prototypes.prototypes_of`), and nothing is decomposed anew.
+
+    Args:
+        top_k: As for `Directed`.
+        tau: As for `Directed`.
+    """
+
+    top_k: int | None = 3
+
+    def gate(self, layer: MixtureLinear) -> Gate:
+        """The gate of a layer, without prototypes."""
+        nothing = torch.zeros(len(layer.ranks), layer.in_features)
+        return PrototypeGate(nothing, self.top_k, self.tau)
+
+
 def only_linear(
     kind: str, site: Site, matrices: Sequence[MixtureLayer], experts: Sequence[str]
 ) -> MixtureLinear:

@@ -46,9 +46,13 @@ def test_rooms_import_only_what_they_may(path):
 
 def test_the_core_knows_neither_pictures_nor_words():
     for path in (ROOT / "mole_vl").rglob("*.py"):
+        # A library's token is the credential that opens a store, as fsspec and the Hub call it.
+        meant = {"token"} if path.parent.name == "library" else set()
         names = {n.id for n in ast.walk(ast.parse(path.read_text())) if isinstance(n, ast.Name)}
         names |= {n.arg for n in ast.walk(ast.parse(path.read_text())) if isinstance(n, ast.arg)}
         odd = {
-            name for name in names if {"image", "pixel", "token", "prompt"} & set(name.split("_"))
+            name
+            for name in names - meant
+            if {"image", "pixel", "token", "prompt"} & set(name.split("_"))
         }
         assert not odd, (path.name, odd)

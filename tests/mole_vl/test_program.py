@@ -51,6 +51,23 @@ def test_settings_come_from_a_file_and_from_what_is_typed(run):
     assert run("loop: {clip: null}\n") == (Loop(clip=None), "ann")
 
 
+def test_hyphens_in_a_settings_name_are_underscores(monkeypatch):
+    @dataclass
+    class Counted:
+        """Counts.
+
+        Args:
+            top_k: How many.
+            name: Whose.
+        """
+
+        top_k: int = 1
+        name: str = "-"
+
+    monkeypatch.setattr(sys, "argv", ["counted", "--top-k", "3", "--name=a--b-c"])
+    assert command(Counted) == Counted(3, "a--b-c")
+
+
 def test_settings_may_be_typed_in_place_of_a_file(monkeypatch):
     name = "b" * 300
     monkeypatch.setattr(sys, "argv", ["taught", "--config", f"name: {name}"])

@@ -17,10 +17,11 @@ from lm_eval.tasks import TaskManager
 from mole_vl import mix, read_peft, save_gates, write_peft
 from mole_vl.gates import Arrow, Average, Constants, MoLE, Sum
 from mole_vl.specs import to_data
-from nlp import evaluate
+from nlp import evaluate, harness_run
 from nlp.adapter import blocks, bound
 from nlp.data import EncodedRow, TextRow, collate, encode_rows, write_rows
 from nlp.evaluate import EvaluateConfig, main
+from nlp.harness import HarnessModel
 from nlp.harness_tasks import load_tasks
 from nlp.models import load_base
 from nlp.task import answer_losses
@@ -173,7 +174,7 @@ def test_worked_examples_and_the_chat_template_are_shown(world, monkeypatch):
     yaml = (world / "tasks/pick.yaml").read_text()
     (world / "tasks/pick.yaml").write_text(yaml + "fewshot_split: test\n")
     (world / "tasks/say.yaml").unlink()
-    told = evaluate.import_module("nlp.harness").HarnessModel._encode_pair
+    told = HarnessModel._encode_pair
 
     def spied(self, context, continuation):
         seen.append(context)
@@ -226,7 +227,7 @@ def test_faults_come_in_a_sentence_and_leave_nothing(world, monkeypatch):
     two = SimpleNamespace(num_processes=2, device="cpu")
     monkeypatch.setattr(evaluate, "PartialState", lambda: two)
     refused(ValueError, "runs in one process, and here are 2")
-    monkeypatch.setattr(evaluate, "find_spec", lambda _name: None)
+    monkeypatch.setattr(harness_run, "find_spec", lambda _name: None)
     refused(ValueError, r"needs the package lm-eval: pip install 'mole-vl\[evaluate\]'")
     assert not (world / "out").exists()
 

@@ -1,0 +1,53 @@
+"""Libraries of LoRAs from the command line: look, change, cluster, transform, route, measure.
+
+    mole library show --library local://out/library
+    mole library cluster --library local://out/library --k 4 --output out/mbc_4.json
+    mole transform ties --library local://out/library --to voted --rank 8
+    mole evaluate --library local://out/library --route arrow --top_k 4 --data local://out/held_out
+
+An address is a folder (local://FOLDER or a path), hf://USER/REPO, az://ACCOUNT/CONTAINER,
+s3://BUCKET/FOLDER or gs://BUCKET/FOLDER. Credentials are never typed here: they are those that the
+Hub's login (HF_TOKEN), Azure (AZURE_STORAGE_SAS_TOKEN, AZURE_STORAGE_CONNECTION_STRING), AWS
+(AWS_ACCESS_KEY_ID) and Google keep in the environment.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from apps import mole_library, mole_transform
+from mole_vl.faults import as_messages
+from mole_vl.library import ContendedError, MissingExpertError
+from mole_vl.program import command
+from nlp.evaluate_library import EvaluateLibraryConfig, evaluate_library
+
+COMMANDS = {
+    "library": mole_library.COMMANDS,
+    "transform": mole_transform.COMMANDS,
+    "evaluate": EvaluateLibraryConfig,
+}
+RUNS: Mapping[type, Callable[[Any], object]] = {
+    **mole_transform.RUNS,
+    EvaluateLibraryConfig: evaluate_library,
+}
+
+
+@contextmanager
+def _faults_of_libraries() -> Iterator[None]:
+    """What a library says of names, writers and extras, as the faults of a command."""
+    try:
+        yield
+    except (MissingExpertError, ContendedError, ModuleNotFoundError) as error:
+        raise ValueError(str(error)) from error
+
+
+def main() -> None:
+    """Run the command that is typed."""
+    with as_messages("nlp", "apps"), _faults_of_libraries():
+        settings = command(COMMANDS, "mole", __doc__)
+        if type(settings) in RUNS:
+            RUNS[type(settings)](settings)
+
+
+if __name__ == "__main__":
+    main()

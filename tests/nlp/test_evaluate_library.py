@@ -1,0 +1,304 @@
+"""`mole transform` and `mole evaluate` on a library that was trained here."""
+
+import json
+import sys
+from contextlib import nullcontext
+from pathlib import Path
+
+import datasets
+import pytest
+import torch
+
+from apps.mole import main
+from mole_vl import mix
+from mole_vl.arithmetic import weighted_sum
+from mole_vl.cross_norms import CrossNorms
+from mole_vl.gates import Arrow, Average
+from mole_vl.library import ExpertLibrary, transforms
+from mole_vl.prototypes import prototypes_of
+from mole_vl.sparsified import dare, ties
+from nlp import embedding_classifier, routes
+from nlp.adapter import blocks, bound
+from nlp.answers import answers
+from nlp.data import collate_prompts, encode_rows
+from nlp.models import load_base
+from nlp.shelf import open_shelf
+from nlp.task_library import TaskLibrary
+from tests.nlp.library_toys import rows_of, shelf, world
+from tests.nlp.test_evaluate import SAY
+from tests.nlp.toys import tiny_encoder
+
+NAMES = ["french", "past", "plural"]
+
+
+@pytest.fixture
+def place(tmp_path, monkeypatch):
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    monkeypatch.chdir(tmp_path)
+    shelf(world(tmp_path, tuple(NAMES)))
+    return ExpertLibrary.open("library")
+
+
+@pytest.fixture
+def mole(monkeypatch, capsys):
+    def mole(command):
+        monkeypatch.setattr(sys, "argv", ["mole", *command.split()])
+        main()
+        return capsys.readouterr().out
+
+    return mole
+
+
+def experts(library, names=NAMES):
+    return [library[name].expert for name in names]
+
+
+def logits(model, rows, around=None):
+    _, tokenizer = load_base("base")
+    batch = collate_prompts(encode_rows(rows, tokenizer), 0)
+    with around(batch) if around else nullcontext(), torch.no_grad():
+        return model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
+
+
+def routed(route, **how):
+    """A mixed base as `mole evaluate` mixes it."""
+    model, tokenizer = load_base("base")
+    config = routes.RouteConfig(library="library", route=route, **how)
+    mixture, around = routes.routed(model, tokenizer, open_shelf(config), config)
+    return model, mixture, around
+
+
+def test_uniform_scores_are_those_of_the_mean_expert(place, mole):
+    told = mole(
+        "evaluate --library library --data local://tasks --tasks past,french --output r.json"
+    )
+    model, tokenizer = load_base("base")
+    mean = weighted_sum("mean", experts(place), [1 / 3] * 3)
+    mixture = mix(model, [mean], gate=Average(), site="network", blocks=blocks(model))
+    found = json.loads(Path("r.json").read_text())
+    for task in ("past", "french"):
+        rows = encode_rows(rows_of(task), tokenizer)
+        said = answers(model, tokenizer, rows, around=bound(mixture))
+        score = sum(a == r.answer for a, r in zip(said, rows_of(task), strict=True)) / 3
+        assert found["exact_match"][task] == {"rows": 3, "score": score}
+        assert f"| {task} | 3 | {score:.3f} |" in told
+    assert list(found["measured"]["experts"]) == NAMES
+
+
+def test_prototypes_are_kept_and_those_that_are_kept_serve(place, mole, monkeypatch):
+    made = []
+    real = transforms.prototypes_of
+    monkeypatch.setattr(transforms, "prototypes_of", lambda e: made.append(e.name) or real(e))
+    command = "evaluate --library library --route arrow --top-k 2 --data local://tasks --limit 1"
+    first = mole(command)
+    assert made == NAMES
+    assert mole(command) == first and made == NAMES
+    # What is kept decides: other directions, other weights.
+    own = prototypes_of(place["past"].expert)
+    for site, kept in place.auxiliary.get("prototypes", "past").items():
+        assert torch.equal(kept, own[site])
+    turned = {site: torch.roll(kept, 1) for site, kept in own.items()}
+    place.auxiliary.put("prototypes", {"past": turned})
+    _, mixture, _ = routed("arrow", top_k=2)
+    for site in mixture.sites:
+        assert torch.equal(mixture.gate(site).prototypes[1], turned[site])
+
+
+def test_arrow_by_kept_prototypes_is_arrow(place):
+    model, _, around = routed("arrow", top_k=2, keep=False)
+    assert place.auxiliary.each("prototypes", NAMES) == {}
+    plain, _ = load_base("base")
+    twin = mix(plain, experts(place), gate=Arrow(top_k=2), site="matrix", blocks=blocks(plain))
+    rows = rows_of("past")
+    torch.testing.assert_close(logits(model, rows, around), logits(plain, rows, bound(twin)))
+
+
+def test_an_expert_that_is_replaced_gets_prototypes_of_its_own(place, mole):
+    mole("transform prototypes --library library")
+    other = place["plural"].expert
+    place.replace(type(other)("past", other.layers, base=other.base))
+    assert place.auxiliary.get("prototypes", "past") is None
+    mole("transform prototypes --library library --experts past")
+    found = place.auxiliary.each("prototypes", ["past", "plural"])
+    assert all(torch.equal(found["past"][k], v) for k, v in found["plural"].items())
+
+
+def test_merges_become_experts_that_no_route_mixes_unless_named(place, mole):
+    mole("transform merge --library library --to mean")
+    mole('transform merge --library library --to sum --weights {"past":2,"plural":-1,"french":0}')
+    mole("transform ties --library library --to voted --density 0.5")
+    mole("transform dare --library library --to dropped --seed 3 --rank 2")
+    own = experts(place)
+    expected = {
+        "mean": weighted_sum("x", own, [1 / 3] * 3),
+        "sum": weighted_sum("x", own, [0, 2, -1]),
+        "voted": ties("x", own, density=0.5).expert,
+        "dropped": dare("x", own, density=0.2, seed=3, rank=2).expert,
+    }
+    for name, expert in expected.items():
+        stored = place[name]
+        assert stored.info.base == place["past"].info.base
+        assert stored.info.training["of"] == {one.name: one.digest for one in own}
+        for path, factors in expert.layers.items():
+            delta = stored.expert.layers[path].delta()
+            torch.testing.assert_close(delta, factors.delta(), rtol=1e-3, atol=1e-4)
+    _, mixture, _ = routed("uniform")
+    assert list(mixture.names) == NAMES
+    assert "| mean |" in mole("evaluate --library library --experts voted --data local://tasks")
+
+
+def test_embedding_is_kept_with_whom_it_was_made_among(place, mole):
+    assert "2 coordinates of" in mole("transform embedding --library library --dimensions 2")
+    kept = place.auxiliary.get("embedding", "past")
+    assert len(kept["vector"]) == 2
+    assert kept["among"] == {name: place[name].info.digest for name in NAMES}
+
+
+def test_nearest_reads_centroids_that_were_made_before(place, mole):
+    mole("transform centroids --library library --data local://tasks")
+    _, mixture, around = routed("nearest")
+    model = mixture.model
+    for name in NAMES:
+        with mixture.record() as records:
+            logits(model, rows_of(name), around)
+        chosen = records[0].output.weights.argmax(-1).flatten().tolist()
+        assert chosen == [NAMES.index(name)] * 3
+
+
+def test_norms_are_kept_by_expert(place, mole):
+    told = mole("transform norms --library library --data local://tasks --limit 2")
+    kept = place.auxiliary.each("norms", NAMES)
+    assert all(f"on rows of {name}: " in told for name in NAMES)
+    by_layer = {
+        path: torch.tensor([[kept[t]["by_layer"][path][e] for e in NAMES] for t in NAMES])
+        for path in kept["past"]["by_layer"]
+    }
+    twin = CrossNorms(tuple(NAMES), by_layer)
+    for place_, name in enumerate(NAMES):
+        assert kept[name]["relative"] == pytest.approx(float(twin.relative[place_]), rel=1e-4)
+
+
+def test_phatgoose_is_trained_once_and_kept(place, mole, tmp_path):
+    train = (
+        "transform phatgoose --library library --data local://tasks --fit.output runs/goose "
+        "--fit.steps 2 --fit.rows 2 --fit.progress false"
+    )
+    mole(train)
+    assert sorted(path.name for path in (tmp_path / "runs/goose").iterdir()) == NAMES
+    kept = place.auxiliary.each("phatgoose-plain", NAMES)
+    _, mixture, _ = routed("phatgoose", top_k=1)
+    for site in mixture.sites:
+        for number, name in enumerate(NAMES):
+            direction = mixture.gate(site).prototypes[number]
+            assert torch.equal(direction, kept[name][site].flatten())
+    before = (tmp_path / "runs/goose/past").stat().st_mtime_ns
+    mole(train)
+    assert (tmp_path / "runs/goose/past").stat().st_mtime_ns == before
+    mole("evaluate --library library --route phatgoose --data local://tasks --limit 1")
+
+
+def test_a_classifier_is_trained_and_its_probabilities_weigh(place, mole, tmp_path):
+    tiny_encoder(tmp_path / "encoder")
+    mole(
+        "transform classifier --library library --data local://tasks --output judge "
+        "--encoder encoder"
+    )
+    own = embedding_classifier.EmbeddingClassifier.load(tmp_path / "judge")
+    rows = [rows_of(name)[0] for name in NAMES]
+    shares = own.probabilities([row.prompt for row in rows])
+    for route, expected in (
+        ("classifier", shares),
+        ("task_predictor", torch.eye(3)[shares.argmax(1)]),
+    ):
+        model, _, around = routed(route, classifier=tmp_path / "judge")
+        plain, _ = load_base("base")
+        twin = mix(plain, experts(place), gate=Average(), site="network", blocks=blocks(plain))
+        with twin.pinned(expected):
+            wanted = logits(plain, rows, bound(twin))
+        torch.testing.assert_close(logits(model, rows, around), wanted, rtol=1e-4, atol=1e-5)
+        mole(f"evaluate --library library --route {route} --classifier judge --data local://tasks")
+
+
+def test_the_highest_shares_sum_to_one_again():
+    found = routes._highest(torch.tensor([[0.2, 0.5, 0.3], [0.4, 0.4, 0.2]]), 2)
+    torch.testing.assert_close(found, torch.tensor([[0, 0.625, 0.375], [0.5, 0.5, 0]]))
+
+
+def test_weighted_is_the_sum_by_weights(place, mole):
+    model, _, around = routed("weighted", weights={"past": 2.0, "plural": -1.0, "french": 0.5})
+    plain, _ = load_base("base")
+    total = weighted_sum("sum", experts(place), [0.5, 2.0, -1.0])
+    twin = mix(plain, [total], gate=Average(), site="network", blocks=blocks(plain))
+    rows = rows_of("past")
+    torch.testing.assert_close(
+        logits(model, rows, around), logits(plain, rows, bound(twin)), rtol=1e-4, atol=1e-5
+    )
+
+
+def test_tasks_of_lm_eval_and_of_the_data_in_one_call(place, mole, tmp_path):
+    (tmp_path / "say").mkdir()
+    (tmp_path / "say/say.yaml").write_text(SAY.format(folder=tmp_path))
+    (tmp_path / "rows.jsonl").write_bytes((tmp_path / "tasks/tasks/past.jsonl").read_bytes())
+    told = mole(
+        "evaluate --library library --route arrow --tasks past,say/say.yaml --data local://tasks "
+        "--output r.json"
+    )
+    found = json.loads((tmp_path / "r.json").read_text())
+    said = found["lm_eval"]["results"]["say"]["exact_match,stripped"]
+    assert said == found["exact_match"]["past"]["score"]
+    assert "| past | 3 |" in told and "|say" in told
+
+
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        ("--route arow", "arow"),
+        ("--route uniform --top_k 2 --limit 0", "limit is 0"),
+        ("--route uniform --top_k 2 --limit 0", "top_k is for arrow and phatgoose"),
+        ("--route weighted", "weights are not given"),
+        ('--route weighted --weights {"past":1,"bob":2}', "none for french"),
+        ("--route classifier", "classifier is not given"),
+        ("--route classifier --classifier nowhere", "mole transform classifier"),
+        ("--route nearest", "keeps no centroids-plain of french, past, plural"),
+        ("--route phatgoose", "mole transform phatgoose"),
+        ("--experts bob", "has no expert 'bob'"),
+        ("--experts past,past", "past is named twice"),
+        ("--base nowhere", "there is no such folder"),
+        ("--num_fewshot 2", "num_fewshot is for lm-eval"),
+        ("--tasks no/such.yaml", "no YAML file no/such.yaml"),
+    ],
+)
+def test_a_mistake_is_one_message(place, mole, capsys, command, message):
+    with pytest.raises(SystemExit) as ended:
+        mole(f"evaluate --library library --data local://tasks {command}")
+    assert ended.value.code == 2
+    (told,) = [line for line in capsys.readouterr().err.splitlines() if "error: " in line]
+    assert message in told
+
+
+def test_faults_of_the_shelf_are_one_message(place, mole, capsys, tmp_path):
+    def told(command):
+        with pytest.raises(SystemExit) as ended:
+            mole(command)
+        assert ended.value.code == 2
+        (line,) = [n for n in capsys.readouterr().err.splitlines() if "error: " in n]
+        return line
+
+    assert "no library here" in told("evaluate --library nowhere --data local://tasks")
+    assert "no library of tasks" in told("evaluate --library library --data local://nowhere")
+    assert "neither tasks nor data" in told("evaluate --library library")
+    assert "take another name" in told("transform merge --library library --to past")
+    assert "'past'" in told("transform ties --library library --to past")
+    assert "density is 2" in told("transform ties --library library --to x --density 2")
+    assert "weights lack" in told('transform merge --library library --to x --weights {"past":1}')
+    TaskLibrary.open("local://few", create=True).add({"past": rows_of("past")})
+    message = told("transform centroids --library library --data local://few")
+    assert "no rows of 'french'" in message and "no rows of 'plural'" in message
+    wrong = place["past"].expert
+    place.add(type(wrong)("odd", {"layers.9.q": next(iter(wrong.layers.values()))}, base="base"))
+    assert "several bases" in told("evaluate --library library --data local://tasks")
+    message = told("evaluate --library library --experts odd --data local://tasks")
+    assert "layers.9.q" in message
+    (place["past"].path / "adapter_model.safetensors").unlink()
+    message = told("evaluate --library library --experts past --data local://tasks")
+    assert "'past'" in message and "damaged" in message
