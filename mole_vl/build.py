@@ -60,8 +60,7 @@ def mix(
             specification; sites that need blocks; features for gates that read none.
         RuntimeError: The model is mixed already.
     """
-    if hasattr(model, ATTRIBUTE):
-        raise RuntimeError("this model is mixed already: call model.mixture.unmix() first")
+    check_unmixed(model)
     check_names(experts)
     refuse("mix", [instance_of("gate", gate, GateSpec)])
     if features is not None:
@@ -84,6 +83,12 @@ def mix(
     mixture = Mixture(experts, gate, layout, paths, roles, features, calls, learning)
     mixture.wire(model)
     return mixture
+
+
+def check_unmixed(model: nn.Module) -> None:
+    """Raise RuntimeError if the model has a mixture."""
+    if hasattr(model, ATTRIBUTE):
+        raise RuntimeError("this model is mixed already: call model.mixture.unmix() first")
 
 
 def _faults_of_preview(

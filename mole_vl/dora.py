@@ -137,17 +137,15 @@ class Rescaling(nn.Module):
         self, base: nn.Module, a: Tensor, b: Tensor, scales: Tensor, segments: Tensor
     ) -> Tensor:
         """`c - 1` for each expert, (E, o), in fp32; 0 for one that is no DoRA."""
-        if self.learns:
-            return self._shift(base, a, b, scales, segments)
-        if self._found is None:
-            # It is kept: whoever comes first must not decide of its precision, or of gradients.
-            with (
-                torch.inference_mode(False),
-                torch.no_grad(),
-                torch.autocast(a.device.type, enabled=False),
-            ):
-                self._found = self._shift(base, a, b, scales, segments)
-        return self._found
+        # Norms are fp32's whoever asks: an expert that learns is what it is when it is saved.
+        with torch.autocast(a.device.type, enabled=False):
+            if self.learns:
+                return self._shift(base, a, b, scales, segments)
+            if self._found is None:
+                # It is kept: whoever comes first must not decide of gradients.
+                with torch.inference_mode(False), torch.no_grad():
+                    self._found = self._shift(base, a, b, scales, segments)
+            return self._found
 
     def _shift(
         self, base: nn.Module, a: Tensor, b: Tensor, scales: Tensor, segments: Tensor

@@ -7,7 +7,7 @@ import os
 import pickle
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -111,6 +111,28 @@ def check_output(name: str, folder: Path) -> None:
         tempfile.TemporaryDirectory(prefix=".", dir=standing).cleanup()
     except OSError as error:
         raise ValueError(f"{name}: {folder} cannot be written: {error.strerror}") from error
+
+
+def check_replaceable(name: str, folder: Path, own: Collection[str], what: str) -> None:
+    """Raise ValueError unless a folder can be written anew: it holds nothing that would be lost.
+
+    Args:
+        name: The setting, for messages.
+        folder: The folder, which need not be there.
+        own: Names of what may lie in it, which is replaced.
+        what: What these are, for messages.
+    """
+    check_output(name, folder)
+    if Path.cwd().is_relative_to(folder.resolve()):
+        raise ValueError(
+            f"{name}: {folder} is where the program runs, or above it, expected a folder of its own"
+        )
+    strange = sorted({path.name for path in folder.glob("*")} - set(own))
+    if strange:
+        raise ValueError(
+            f"{name}: {folder} holds {strange[0]}, which is no part of {what} and would be lost: "
+            "take another folder, or move it"
+        )
 
 
 def read_text(file: Path) -> str:

@@ -173,16 +173,8 @@ def mix_from(
     if strange:
         raise ValueError(f"{path} has no gate for {', '.join(strange)}; leave them out")
     ordered = [by_name[name] for name in found.names]
-    changed = [
-        expert.name
-        for expert, digest in zip(ordered, found.digests, strict=True)
-        if digest is not None and expert.digest != digest
-    ]
-    if changed and not allow_changed:
-        raise ValueError(
-            f"{path} was trained with other factors of {', '.join(changed)}; use the same files, "
-            "or allow_changed=True"
-        )
+    if not allow_changed:
+        check_unchanged(found, ordered, ", or allow_changed=True")
     mixture = mix(
         model,
         ordered,
@@ -199,6 +191,26 @@ def mix_from(
         mixture.unmix()
         raise
     return mixture
+
+
+def check_unchanged(found: GateFile, experts: Sequence[Expert], advice: str = "") -> None:
+    """Raise ValueError unless the experts are those that a file's gates were trained with.
+
+    Args:
+        found: The file.
+        experts: The experts in its order.
+        advice: What else can be done.
+    """
+    changed = [
+        expert.name
+        for expert, digest in zip(experts, found.digests, strict=True)
+        if digest is not None and expert.digest != digest
+    ]
+    if changed:
+        raise ValueError(
+            f"{found.source} was trained with other factors of {', '.join(changed)}; use the same "
+            f"files{advice}"
+        )
 
 
 @torch.no_grad()

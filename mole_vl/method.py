@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from mole_vl.build import mix
+from mole_vl.build import check_unmixed, mix
 from mole_vl.calls import Calls
 from mole_vl.experts import Expert
 from mole_vl.gates import GateSpec
@@ -62,7 +62,9 @@ class Method(ABC):
 
         Raises:
             ValueError: Settings that do not fit the model.
+            RuntimeError: The model is mixed already.
         """
+        check_unmixed(model)
         plan = self.plan(model, blocks)
         return mix(
             model,

@@ -258,6 +258,10 @@ class Mixture(nn.Module):
         )
 
     def _tenants(self, names: Sequence[str]) -> Tensor:
+        if isinstance(names, str):
+            raise ValueError(
+                f"condition: tenant is {names!r}, expected a list, a name for each row"
+            )
         known = list(self.spec.gates) if isinstance(self.spec, ByTenant) else []
         strange = [name for name in names if name not in known]
         if strange:

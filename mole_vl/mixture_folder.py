@@ -15,13 +15,32 @@ from torch import nn
 
 from mole_vl.calls import Calls
 from mole_vl.experts import Expert, faults_of_form
-from mole_vl.faults import refuse, some
-from mole_vl.files import check_file, new_folder
-from mole_vl.gate_file import GateFile, load_gates, mix_from, read_gates, save_gates
+from mole_vl.faults import plain_word, refuse, some
+from mole_vl.files import check_file, check_replaceable, new_folder
+from mole_vl.gate_file import (
+    GateFile,
+    check_unchanged,
+    load_gates,
+    mix_from,
+    read_gates,
+    save_gates,
+)
 from mole_vl.mixture import Mixture
 from mole_vl.peft_folder import read_peft, write_peft
 
 EXPERTS, GATES = "experts", Path("gates/model.safetensors")
+PARTS = (EXPERTS, GATES.parts[0])
+"""What lies in a mixture's folder."""
+
+
+def check_place(name: str, folder: Path) -> None:
+    """Raise ValueError unless a mixture can be written there and nothing else would be lost.
+
+    Args:
+        name: The setting, for messages.
+        folder: The folder, which need not be there.
+    """
+    check_replaceable(name, folder, PARTS, "a mixture")
 
 
 def save_mixture(mixture: Mixture, folder: str | Path, base: str | None = None) -> None:
@@ -96,8 +115,12 @@ def read_mixture(folder: Path) -> tuple[GateFile, list[Expert]]:
 
     Raises:
         FileNotFoundError: The folder holds no mixture, or lacks an expert.
-        ValueError: It is damaged.
+        ValueError: It is damaged, or an expert is not the one that its gates were trained with.
     """
     check_file("mixture", folder / GATES, "the gates of a mixture that was trained and saved")
     found = read_gates(folder / GATES)
-    return found, [read_peft(folder / EXPERTS / name) for name in found.names]
+    faults = [plain_word("an expert's name", name) for name in found.names]
+    refuse(str(folder / GATES), faults)
+    experts = [read_peft(folder / EXPERTS / name) for name in found.names]
+    check_unchanged(found, experts)
+    return found, experts

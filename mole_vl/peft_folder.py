@@ -142,7 +142,7 @@ def write_peft(
     Args:
         expert: Ranks and scales may differ by layer: they become rank_pattern and alpha_pattern.
         folder: Where to.
-        dtype: Type of the stored factors; their own if not given.
+        dtype: Type of the stored factors; their own if not given, and that of a DoRA's magnitudes.
         metadata: More entries of the header of adapter_model.safetensors.
     """
     with new_folder(Path(folder)) as partial:
@@ -173,7 +173,9 @@ def peft_tensors(expert: Expert, dtype: torch.dtype | None = None) -> dict[str, 
         if factors.magnitude is not None:
             named["lora_magnitude_vector"] = factors.magnitude
         for name, factor in named.items():
-            stored = factor.detach().cpu().to(dtype or factor.dtype).contiguous()
+            # A magnitude's rounding would rescale the base itself.
+            kept = factor.dtype if dtype is None or factor is factors.magnitude else dtype
+            stored = factor.detach().cpu().to(kept).contiguous()
             tensors[f"{path}.{name}"] = stored
     return tensors
 

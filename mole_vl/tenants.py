@@ -10,18 +10,19 @@ from pathlib import Path
 
 from torch import nn
 
-from mole_vl.build import mix
+from mole_vl.build import check_unmixed, mix
 from mole_vl.calls import Calls
 from mole_vl.experts import Expert
 from mole_vl.faults import plain_word, refuse
-from mole_vl.files import new_folder
+from mole_vl.files import check_replaceable, new_folder
 from mole_vl.gate_file import GateFile, write_gates
 from mole_vl.gates import ByTenant, GateSpec, Sum, TenantsGate
+from mole_vl.gates.by_tenant import tenant_key
 from mole_vl.method import Method
 from mole_vl.mixture import Mixture
-from mole_vl.mixture_folder import EXPERTS, GATES, read_mixture
+from mole_vl.mixture_folder import EXPERTS, GATES, PARTS, read_mixture
 from mole_vl.passes import Record
-from mole_vl.peft_folder import CONFIG, read_peft, write_peft
+from mole_vl.peft_folder import CONFIG, WEIGHTS, read_peft, write_peft
 from mole_vl.sites import SiteKind
 from mole_vl.stack import Learning
 
@@ -44,9 +45,11 @@ def mix_tenants(
         calls: As for `mole_vl.mix`.
 
     Raises:
-        ValueError: Tenants whose gates share other layers (MixLoRA and MoLA), or with other
+        ValueError: No tenant; some whose gates share other layers (MixLoRA and MoLA), or with other
             dropouts; what a method refuses.
     """
+    check_unmixed(model)
+    refuse("tenants", ["none is given, expected one at least" if not methods else None])
     plans = {name: method.plan(model, blocks) for name, method in methods.items()}
     dropouts = {name: plan.learning.dropout for name, plan in plans.items()}
     refuse(
@@ -93,14 +96,18 @@ def mix_saved_tenants(
         ValueError: One that is damaged, or made for another base; mixtures whose gates share
             other layers (MixLoRA and MoLA). The model is as it was then.
     """
-    refuse("tenants", [plain_word("name", name) for name in folders])
+    empty = None if folders else "none is given, expected one at least"
+    refuse("tenants", [empty, *(plain_word("name", name) for name in folders)])
     experts: dict[str, Sequence[Expert]] = {}
     found: dict[str, GateFile] = {}
     for name, folder in folders.items():
         if (Path(folder) / CONFIG).exists():
             experts[name] = [read_peft(folder)]
-        else:
-            found[name], experts[name] = read_mixture(Path(folder))
+            continue
+        file, experts[name] = read_mixture(Path(folder))
+        # A sum is one wherever its gates stand, and has nothing to load.
+        if file.spec != Sum():
+            found[name] = file
     mixture = _mixed(
         model,
         experts,
@@ -116,12 +123,32 @@ def mix_saved_tenants(
         for name, file in found.items()
         for key, tensor in file.tensors.items()
     }
-    odd = [key for key in given if key not in state or given[key].shape != state[key].shape]
-    if odd:
+    faults = [
+        f"{key} is no gate of this model, or of another shape"
+        for key in given
+        if key not in state or given[key].shape != state[key].shape
+    ]
+    faults += [
+        f"{key} is missing in {file.source}"
+        for name, file in found.items()
+        for key in state
+        if _infix(name) in key and key not in given
+    ]
+    if faults:
         mixture.unmix()
-        raise ValueError(f"tenants: {odd[0]} is no gate of this model, or of another shape")
+        refuse("tenants", faults[:1])
     mixture.gates.load_state_dict({**state, **given})
     return mixture
+
+
+def check_tenants_place(name: str, folder: Path) -> None:
+    """Raise ValueError unless a tenant can be written there and nothing else would be lost.
+
+    Args:
+        name: The setting, for messages.
+        folder: The folder, which need not be there.
+    """
+    check_replaceable(name, folder, (*PARTS, CONFIG, WEIGHTS), "a LoRA or a mixture")
 
 
 def save_tenant(mixture: Mixture, name: str, folder: str | Path, base: str | None = None) -> None:
@@ -134,8 +161,12 @@ def save_tenant(mixture: Mixture, name: str, folder: str | Path, base: str | Non
         name: The tenant.
         folder: Where to.
         base: The base's name, which the experts' folders tell.
+
+    Raises:
+        ValueError: There is no such tenant, or a file is in the folder's place.
     """
     spec = _spec(mixture)
+    _number(spec, name)
     own = [one for one in mixture.experts() if one.name in spec.experts[name]]
     own = [replace(one, name=one.name.removeprefix(f"{name}."), base=base) for one in own]
     if spec.gates[name] == Sum() and len(own) == 1:
@@ -143,9 +174,9 @@ def save_tenant(mixture: Mixture, name: str, folder: str | Path, base: str | Non
         return
     state = mixture.gates.state_dict()
     tensors = {
-        key.replace(f".gates.{name}.", ".", 1): tensor
+        key.replace(_infix(name), ".", 1): tensor
         for key, tensor in state.items()
-        if f".gates.{name}." in key
+        if _infix(name) in key
     }
     layout = mixture.layout
     with new_folder(Path(folder)) as partial:
@@ -157,11 +188,11 @@ def save_tenant(mixture: Mixture, name: str, folder: str | Path, base: str | Non
 
 def tenant_parameters(mixture: Mixture, name: str) -> dict[str, nn.Parameter]:
     """What one tenant has to learn: its experts' factors, its gates' weights."""
-    own = mixture.parameters_of_experts(list(_spec(mixture).experts).index(name))
+    own = mixture.parameters_of_experts(_number(_spec(mixture), name))
     gates = {
         f"gates.{key}": parameter
         for key, parameter in mixture.gates.named_parameters()
-        if f".gates.{name}." in key
+        if _infix(name) in key
     }
     return {**own, **gates}
 
@@ -174,7 +205,7 @@ def tenant_records(mixture: Mixture, name: str, records: Sequence[Record]) -> li
         name: The tenant.
         records: What `record()` listed.
     """
-    number, found = list(_spec(mixture).gates).index(name), []
+    number, found = _number(_spec(mixture), name), []
     for record in records:
         gate = mixture.gate(record.site)
         assert isinstance(gate, TenantsGate) and record.tenant is not None
@@ -219,10 +250,23 @@ def _spec(mixture: Mixture) -> ByTenant:
     return mixture.spec
 
 
+def _number(spec: ByTenant, name: str) -> int:
+    """A tenant's place among all."""
+    names = list(spec.gates)
+    if name not in names:
+        raise ValueError(f"tenant {name!r} is none of this mixture's, which are {', '.join(names)}")
+    return names.index(name)
+
+
 def _shared_key(key: str, name: str) -> str:
     """Where a gate's tensor lies among the tenants': behind its site's name."""
     site, dot, rest = key.partition(".")
-    return f"{site}.gates.{name}{dot}{rest}"
+    return f"{site}{_infix(name).rstrip('.')}{dot}{rest}"
+
+
+def _infix(name: str) -> str:
+    """What stands in the key of a tenant's gate tensor, behind its site's."""
+    return f".gates.{tenant_key(name)}."
 
 
 def _listed(told: Mapping[str, object]) -> str:

@@ -122,6 +122,16 @@ class Form(ABC):
         """Masks of the parts of the mixed model that read another sequence than `input_ids`."""
 
 
+def fault_of_room(form: Form, new: int) -> str | None:
+    """The fault of so many new tokens that no prompt has room before them, or None."""
+    if form.longest is None or form.room(new) > 0:
+        return None
+    return (
+        f"max_new_tokens is {new}, and the base reads {form.longest} tokens in all: a prompt needs "
+        "some of them"
+    )
+
+
 class Causal(Form):
     """A model that goes on with its prompt."""
 

@@ -40,12 +40,14 @@ class ExpertForm:
         lora_alpha: Updates count lora_alpha / r times.
         lora_dropout: As the adapter's: there is one for all.
         use_rslora: Updates count lora_alpha / sqrt(r) times.
+        use_dora: Whether they are DoRAs.
     """
 
     r: int | None = None
     lora_alpha: float | None = None
     lora_dropout: float | None = None
     use_rslora: bool | None = None
+    use_dora: bool | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,6 +79,7 @@ class AdapterSettings:
         warmup_ratio: Share of the steps over which it rises from zero.
         warmup_steps: How many steps; a number below 1 is a share of them.
         use_rslora: Updates count lora_alpha / sqrt(r) times.
+        use_dora: Whether the updates are DoRAs, which learn the norms of the base's rows too.
         peft_type: MIXLORA or LORA, as the routing strategy says already.
         routing_strategy: mixlora, mixlora-dynamic or mixlora-switch; none for an ordinary LoRA.
         num_experts: Of each feed-forward.
@@ -116,6 +119,7 @@ class AdapterSettings:
     warmup_ratio: float = 0.0
     warmup_steps: Number = 0
     use_rslora: bool = False
+    use_dora: bool = False
     peft_type: Literal["MIXLORA", "LORA"] | None = None
     routing_strategy: str | None = None
     num_experts: int | None = None
@@ -156,12 +160,12 @@ class AdapterSettings:
         yield at_least("weight_decay", self.weight_decay, 0)
         yield share("warmup_ratio", self.warmup_ratio)
         yield at_least("warmup_steps", self.warmup_steps, 0)
-        if self.warmup_steps > 1 and self.warmup_steps != int(self.warmup_steps):
+        if 1 < self.warmup_steps < math.inf and self.warmup_steps % 1:
             yield f"warmup_steps is {self.warmup_steps}, expected a whole number or a share"
         if self.warmup_ratio and self.warmup_steps:
             yield "warmup_ratio and warmup_steps are both given, expected one of them"
         held = self.val_set_size
-        if held != -1 and (held < 0 or (held > 1 and held != int(held))):
+        if held != -1 and not (held >= 0 and (held <= 1 or held % 1 == 0)):
             yield f"val_set_size is {held}, expected a number of rows, a share, or -1"
         if self.test_data and self.held_out:
             yield "test_data and val_set_size are both given, expected one of them"
@@ -246,7 +250,9 @@ class AdapterSettings:
         """The mixture, for an adapter with a routing strategy."""
         assert self.strategy is not None and self.num_experts is not None
         switch, own = self.strategy == "mixlora-switch", self.expert_lora or ExpertForm()
-        shared = Form(rank=self.r, alpha=self.lora_alpha, rslora=self.use_rslora)
+        shared = Form(
+            rank=self.r, alpha=self.lora_alpha, rslora=self.use_rslora, dora=self.use_dora
+        )
         z = _or(self.router_z_loss_coef, 0.001 if switch else 0.0)
         losses = self.router_loss is not False
         return MixLoRA(
@@ -257,6 +263,7 @@ class AdapterSettings:
                 rank=_or(own.r, self.r),
                 alpha=_or(own.lora_alpha, self.lora_alpha),
                 rslora=_or(own.use_rslora, self.use_rslora),
+                dora=_or(own.use_dora, self.use_dora),
             ),
             shared=shared,
             dropout=self.lora_dropout,
@@ -285,6 +292,7 @@ class AdapterSettings:
             alpha=alpha,
             targets=self.targets,
             dropout=self.lora_dropout,
+            dora=self.use_dora,
         )
 
     def fit(self, output: Path, rows: int, *, save_step: int, seed: int) -> FitConfig:

@@ -39,7 +39,6 @@ _ALONE: Mapping[str, tuple[tuple[Any, ...], str]] = {
     "evaluate_steps": ((), "adapters are judged by --evaluate when they are trained"),
     "router_profile": ((False,), "it is no part of training"),
     "svd_analysis": ((False,), "it is no part of training"),
-    "use_dora": ((False,), "nlp.train_mixture trains DoRAs"),
     "lora_init": (("original",), "A starts as torch's linear layers do"),
     "temperature": ((0,), "it would divide the shares after the softmax"),
     "ffn_dropout": ((0,), "dropout is of the factors alone"),
@@ -49,7 +48,7 @@ _ALONE: Mapping[str, tuple[tuple[Any, ...], str]] = {
     "entropy_type": ((), "there is no entropy loss here"),
     "entropy_eps": ((), "there is no entropy loss here"),
 }
-_OF_EXPERTS = ("use_dora", "lora_init")
+_OF_EXPERTS = ("lora_init",)
 
 
 @dataclass(frozen=True, kw_only=True)

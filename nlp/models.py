@@ -57,8 +57,8 @@ def load_base(
         tokenizer: A Hub id or a folder with another tokenizer; None for the model's own.
 
     Raises:
-        ValueError: A model of another kind, or damaged; a tokenizer without an end token; bits are
-            to be saved and bitsandbytes is missing.
+        ValueError: A model of another kind, or damaged; a tokenizer without an end token, or with
+            tokens that the model does not know; bits are to be saved and bitsandbytes is missing.
         FileNotFoundError: The built-in base is asked for and its package is not installed; or
             there is no such folder or model.
     """
@@ -81,7 +81,16 @@ def load_base(
     _check_whole(name, loaded)
     _keep_order(model)
     model = model.requires_grad_(False).eval()
-    return model, load_tokenizer(name) if tokenizer is None else _other_tokenizer(tokenizer)
+    if tokenizer is None:
+        return model, load_tokenizer(name)
+    other, rows = _other_tokenizer(tokenizer), model.get_input_embeddings().weight.shape[0]
+    last = max(other.get_vocab().values())
+    if last >= rows:
+        raise ValueError(
+            f"tokenizer is {tokenizer!r}, whose ids go to {last}, and the base {name!r} knows "
+            f"those below {rows}: take one that was made for it"
+        )
+    return model, other
 
 
 def _check_whole(name: str, loaded: Mapping[str, Any]) -> None:

@@ -42,6 +42,7 @@ class LoRA:
         alpha: The product B A counts alpha / rank times.
         targets: Names of the linear layers that get a pair.
         dropout: Share of a pair's inputs that a training step leaves out.
+        dora: Whether it is a DoRA, which learns the norms of the base's rows too.
     """
 
     name: str
@@ -49,6 +50,7 @@ class LoRA:
     alpha: float = 16.0
     targets: tuple[str, ...] = ("q_proj", "v_proj")
     dropout: float = 0.0
+    dora: bool = False
 
     def __post_init__(self) -> None:
         refuse(f"{type(self).__name__} {self.name!r}", self.faults())
@@ -76,6 +78,7 @@ class ExpertConfig(LoRA):
         alpha: The product B A counts alpha / rank times.
         targets: Names of the linear layers that get a pair.
         dropout: Share of a pair's inputs that a training step leaves out.
+        dora: Whether it is a DoRA, which learns the norms of the base's rows too.
         steps: Optimiser steps; None for the `fit` settings' own.
         lr: Peak learning rate; None for the `fit` settings' own.
     """
@@ -192,6 +195,7 @@ def train_expert(
             r=lora.rank,
             lora_alpha=lora.alpha,  # pyright: ignore[reportArgumentType] (peft divides it, no more)
             lora_dropout=lora.dropout,
+            use_dora=lora.dora,
             target_modules=list(lora.targets),
             task_type=form_of(model).task_type,
         ),
@@ -221,9 +225,10 @@ def train_expert(
 def _take(model: nn.Module, start: Expert) -> None:
     """Put an expert's factors into a model under peft's LoRA."""
     refuse(start.source, faults_of_form(trained_expert(model, start.name), start))
+    names = {"a": "lora_A", "b": "lora_B", "magnitude": "lora_magnitude_vector"}
     for path, factors in start.layers.items():
-        for letter, factor in (("A", factors.a), ("B", factors.b)):
-            model.get_parameter(f"{path}.lora_{letter}.default.weight").copy_(factor)
+        for key, factor in factors.tensors().items():
+            model.get_parameter(f"{path}.{names[key]}.default.weight").copy_(factor)
 
 
 def _held_out(config: ExpertsConfig) -> Mapping[str, Sequence[TextRow]]:

@@ -26,7 +26,13 @@ from mole_vl.files import check_output
 from mole_vl.method import Method
 from mole_vl.program import command
 from mole_vl.specs import to_data
-from mole_vl.tenants import mix_tenants, save_tenant, tenant_parameters, tenant_records
+from mole_vl.tenants import (
+    check_tenants_place,
+    mix_tenants,
+    save_tenant,
+    tenant_parameters,
+    tenant_records,
+)
 from mole_vl.training import FitConfig, FitResult, Part, Row, Term, fit
 from nlp.adapter import blocks
 from nlp.data import IGNORED, EncodedRow, Style, TextBatch, digest_rows, to_device
@@ -103,6 +109,12 @@ class ManyConfig:
                 "one place"
                 if self.output.resolve() == self.fit.output.resolve()
                 else None,
+                *(
+                    f"fit.output is {self.fit.output}, which is the folder of the tenant {name} or "
+                    "lies in it: the tenant would take its run's place"
+                    for name in names
+                    if self.fit.output.resolve().is_relative_to((self.output / name).resolve())
+                ),
             ],
         )
 
@@ -246,6 +258,8 @@ def taught(
 def main(config: ManyConfig) -> None:
     """Train all, and write each."""
     check_output("output", config.output)
+    for one in config.tenants:
+        check_tenants_place("output", config.output / one.name)
     check_output("fit.output", config.fit.output)
     if PartialState().num_processes > 1:
         raise ValueError("train_many trains in one process: launch it with --num_processes 1")

@@ -206,7 +206,10 @@ def _check_start(model: PreTrainedModel, entry: AdapterSettings, folder: Path, s
         mixture, _ = _begun(model, entry.method, folder, start)
         mixture.unmix()
         return
-    shapes, form = layer_shapes(model), Form(rank=entry.lora.rank, alpha=entry.lora.alpha)
+    shapes, form = (
+        layer_shapes(model),
+        Form(rank=entry.lora.rank, alpha=entry.lora.alpha, dora=entry.lora.dora),
+    )
     paths = [path for path in target_layers(model, entry.targets) if path in shapes]
     new = fresh_expert(entry.name, model, dict.fromkeys(paths, form))
     refuse(str(folder), faults_of_form(new, read_peft(folder, entry.name)))

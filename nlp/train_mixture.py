@@ -22,7 +22,7 @@ from mole_vl.faults import as_messages, at_least, instance_of, refuse
 from mole_vl.files import check_output, new_file
 from mole_vl.losses import load_entropy, routed
 from mole_vl.method import Method
-from mole_vl.mixture_folder import save_mixture, take_saved
+from mole_vl.mixture_folder import check_place, save_mixture, take_saved
 from mole_vl.passes import Record
 from mole_vl.program import command
 from mole_vl.specs import to_data
@@ -80,9 +80,9 @@ class MixtureConfig:
                 at_least("context", self.context, 2),
                 at_least("batch_rows", self.batch_rows, 1),
                 at_least("asked", self.asked, 1),
-                f"output and fit.output are both {self.output}: the mixture and its run would take "
-                "one place"
-                if self.output.resolve() == self.fit.output.resolve()
+                f"fit.output is {self.fit.output}, which is output or lies in it: the mixture "
+                "would take its run's place"
+                if self.fit.output.resolve().is_relative_to(self.output.resolve())
                 else None,
             ],
         )
@@ -159,7 +159,7 @@ def hits_by_arm(
 
 def main(config: MixtureConfig) -> None:
     """Train the mixture, or go on with it; write it; judge it."""
-    check_output("output", config.output)
+    check_place("output", config.output)
     check_output("fit.output", config.fit.output)
     train = [row for one in config.train for row in rows_of("train", one)]
     held_out = first_of_each(rows_of("held_out", config.held_out), config.asked)

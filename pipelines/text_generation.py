@@ -26,7 +26,7 @@ from nlp.data import (
     texts_of,
     to_device,
 )
-from nlp.forms import Causal, Form, form_of
+from nlp.forms import Causal, Form, fault_of_room, form_of
 from nlp.models import Bits, load_base
 from nlp.task import answer_losses
 from pipelines.folder import (
@@ -451,6 +451,7 @@ def _check_call(form: Form, rows: Sequence[EncodedRow], generate: Mapping[str, A
     )
     if form.longest is not None:
         most = form.room(new)
+        refuse("generate", [fault_of_room(form, new)])
         check_lengths(
             f"prompts: longer than the {most} tokens that the base reads before {new} new ones "
             "(max_new_tokens)",

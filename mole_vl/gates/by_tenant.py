@@ -18,6 +18,11 @@ from mole_vl.plans import in_order
 from mole_vl.sites import Site
 
 
+def tenant_key(name: str) -> str:
+    """Where a tenant's gate lies in that of all: a module's name has no points and is no method."""
+    return f"of {name}".replace(".", "/")
+
+
 class TenantsGate(Gate):
     """A site's gate of each tenant that has experts there.
 
@@ -36,7 +41,7 @@ class TenantsGate(Gate):
         experts: int,
     ) -> None:
         super().__init__()
-        self.gates = nn.ModuleDict(gates)
+        self.gates = nn.ModuleDict({tenant_key(name): gate for name, gate in gates.items()})
         self.order = {name: place for place, name in enumerate(tenants) if name in gates}
         self.experts = experts
         for name in gates:
@@ -71,7 +76,7 @@ class TenantsGate(Gate):
         )
         kept = None if given.kept is None else given.kept[self.own(name)]
         told = replace(given, x=x, pool=pool, real=real, kept=kept, tenant=None, seeds=seeds)
-        output = self.gates[name](told, matrices)
+        output = self.gates[tenant_key(name)](told, matrices)
         if output.weights.dim() == 1:
             wide = [one.expand(len(rows), -1) for one in (output.weights, output.logits)]
             output = replace(output, weights=wide[0], logits=wide[1])
@@ -132,7 +137,7 @@ class TenantsGate(Gate):
         weights, experts, logits = (
             one[rows] for one in (output.weights, output.experts, output.logits)
         )
-        if getattr(self.gates[name], "constant", False):
+        if getattr(self.gates[tenant_key(name)], "constant", False):
             every = in_order(weights, experts, self.experts)[..., own]
             return GateOutput(every, None, every)
         match = experts.unsqueeze(-1) == own

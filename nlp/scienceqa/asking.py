@@ -17,7 +17,7 @@ from nlp.adapter import blocks, bound
 from nlp.around import alone
 from nlp.calls import TextCalls
 from nlp.data import EncodedRow, TextRow, Tokenizer, check_lengths, to_device
-from nlp.forms import form_of
+from nlp.forms import fault_of_room, form_of
 from nlp.models import load_base
 from nlp.scienceqa.config import CAUSAL
 from nlp.scienceqa.numbers import Numbers, by_layer, numbers, words
@@ -56,6 +56,7 @@ class Asked:
         ]
         if form.longest is not None:
             room = form.room(tokens)
+            refuse("max_new_tokens", [fault_of_room(form, tokens)])
             check_lengths(
                 f"prompts longer than {room} tokens, which leave no room for the {tokens} of an "
                 f"answer within the {form.longest} of the base",

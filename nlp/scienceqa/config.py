@@ -7,7 +7,7 @@ from typing import Any, cast, get_args
 
 from torch import nn
 
-from mole_vl.faults import at_least, one_of, positive, refuse, share
+from mole_vl.faults import at_least, one_of, positive, refuse, share, some
 from mole_vl.method import targeted
 from mole_vl.mola import MoLA, Shape, experts_by_layer
 from mole_vl.sites import block_of
@@ -111,6 +111,10 @@ class MoLATraining:
             type(self).__name__,
             [
                 None if self.data_path else "data_path is empty, expected a dataset",
+                None
+                if self.output_dir.name not in {"", ".."}
+                else f"output_dir is {str(self.output_dir)!r}, expected a folder of its own, whose "
+                "name the run's has too",
                 *(at_least(name, value, 1) for name, value in counts.items()),
                 self._fault_of_batch(),
                 positive("num_epochs", self.num_epochs),
@@ -247,6 +251,8 @@ def mola_of(config: MoLATraining, model: nn.Module, blocks: dict[str, int]) -> M
     targets = words("lora_target_modules", config.lora_target_modules)
     shapes = targeted(model, "lora_target_modules", targets, blocks)
     layers = len({block_of(path, blocks) for path in shapes} - {None})
+    outside = [path for path in shapes if block_of(path, blocks) is None]
+    refuse("lora_target_modules", [f"{some(outside)} lies in no layer" if outside else None])
     if config.number_experts in SHAPES:
         experts = experts_by_layer(cast(Shape, config.number_experts), layers)
     else:

@@ -190,7 +190,12 @@ def _said_before(file: Path, settings: Mapping[str, Any], questions: int) -> lis
         return []
     before = read_object(file)
     said, made = before.get("outputs"), before.get("settings")
-    if not isinstance(said, list) or not isinstance(made, dict) or len(said) > questions:
+    if (
+        not isinstance(said, list)
+        or not all(isinstance(one, str) for one in said)
+        or not isinstance(made, dict)
+        or len(said) > questions
+    ):
         raise ValueError(f"save_path: {file} holds no results of this program: take another file")
     if faults := differences(made, settings):
         raise ValueError(

@@ -8,8 +8,7 @@ from typing import Any
 import numpy as np
 
 from mole_vl.faults import at_least, refuse
-from mole_vl.files import check_output
-from nlp.scienceqa.prepare import save_splits
+from nlp.scienceqa.prepare import check_splits_place, save_splits
 from nlp.scienceqa.reading import text_of
 from nlp.scienceqa.rows import SPLITS, Values
 from nlp.tables import check_columns, each, load_table, loading
@@ -58,7 +57,7 @@ def prepare_instruction(config: SampleConfig) -> None:
         ValueError: It cannot be read, lacks a column, has too few rows, or rows without text; what
             stands in `save_path` is no dataset.
     """
-    check_output("save_path", config.save_path)
+    check_splits_place("save_path", config.save_path)
     where = f"dataset: {config.dataset}"
     with loading(where):
         table = load_table(config.dataset)

@@ -9,7 +9,7 @@ from datasets import Dataset, DatasetDict
 
 from mole_vl import npm
 from mole_vl.faults import refuse
-from mole_vl.files import check_output, new_file, new_folder
+from mole_vl.files import check_output, check_replaceable, new_file, new_folder
 from nlp.scienceqa import wordnet
 from nlp.scienceqa.formats import Format, format_of
 from nlp.scienceqa.rows import SPLITS, Values, in_words, read_splits
@@ -59,6 +59,7 @@ def prepare(config: PrepareConfig) -> None:
         ValueError: What is there are no such questions, or the folder cannot be written.
     """
     check_output("save_path", config.save_path)
+    check_splits_place("save_path", config.save_path / SAVED)
     form = format_of(config.prompt_format)
     if config.dataset == wordnet.NAME:
         rows = _from_wordnet(config.packages or FOLDER, form)
@@ -71,6 +72,16 @@ def prepare(config: PrepareConfig) -> None:
     counts = ", ".join(f"{len(rows[split])} {split}" for split in SPLITS)
     print(f"{counts}; in {config.save_path}. The first:\n")
     print(rows["train"][0]["instruction"] + rows["train"][0]["output"])
+
+
+def check_splits_place(name: str, folder: Path) -> None:
+    """Raise ValueError unless rows by split can be written there and nothing else would be lost.
+
+    Args:
+        name: The setting, for messages.
+        folder: The folder, which need not be there.
+    """
+    check_replaceable(name, folder, {"dataset_dict.json", *SPLITS}, "a dataset")
 
 
 def save_splits(folder: Path, rows: Mapping[str, Sequence[Values]]) -> None:

@@ -9,7 +9,7 @@ from accelerate import PartialState
 
 from mole_vl import Mixture
 from mole_vl.files import check_output
-from mole_vl.mixture_folder import save_mixture, take_saved
+from mole_vl.mixture_folder import check_place, save_mixture, take_saved
 from mole_vl.mola import MoLA
 from mole_vl.specs import to_data
 from mole_vl.training import FitConfig, Progress, Watch, fit
@@ -59,14 +59,8 @@ def _cut_prompts(rows: Sequence[EncodedRow], most: int, tokenizer: Tokenizer) ->
 
 
 def _check_places(config: MoLATraining) -> None:
-    check_output("output_dir", config.output_dir)
+    check_place("output_dir", config.output_dir)
     check_output("output_dir", config.run)
-    strange = sorted({path.name for path in config.output_dir.glob("*")} - {"experts", "gates"})
-    if strange:
-        raise ValueError(
-            f"output_dir: {config.output_dir} holds {strange[0]}, which is no part of a mixture "
-            "and would be lost: take another folder"
-        )
 
 
 def _train(config: MoLATraining, rows: Sequence[TextRow], cut: _Cut, lost: str) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from datasets import config as datasets_config
+from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import T5Config, T5ForConditionalGeneration
 
@@ -23,6 +24,8 @@ from mole_vl.mixture_folder import mix_saved, save_mixture
 from mole_vl.training import read_snapshot
 from nlp import train_experts, train_mixture
 from nlp.adapter import blocks
+from nlp.alpaca import TEMPLATES
+from nlp.calls import TextCalls
 from nlp.mixlora_place import Place
 from nlp.models import load_base
 from nlp.task import LanguageTask
@@ -140,7 +143,10 @@ def test_an_adapter_learns_goes_on_and_answers(run, bits, capsys):
     assert capsys.readouterr().out == said
 
 
-@pytest.mark.parametrize("changes", [{}, PLAIN])
+DORAS = [{"use_dora": True}, {"expert_lora": {"use_dora": True}}, {**PLAIN, "use_dora": True}]
+
+
+@pytest.mark.parametrize("changes", [{}, PLAIN, *DORAS])
 def test_what_goes_on_begins_where_the_adapter_stands(run, changes):
     run(num_epochs=20, **changes)
     # With no rate to speak of, the loss is that of what the training began with.
@@ -148,6 +154,43 @@ def test_what_goes_on_begins_where_the_adapter_stands(run, changes):
     continued = losses()[-1]
     run("--overwrite", lr=1e-12, num_epochs=1, **changes)
     assert continued < 0.8 * losses()[-1]
+
+
+@pytest.mark.parametrize("changes", DORAS)
+def test_a_dora_keeps_what_it_learned_of_the_bases_rows(run, base, changes, capsys):
+    run(num_epochs=20, **changes)
+    model, tokenizer = load_base(base)
+    learned = {
+        (place, key): value
+        for (place, key), value in factors(Path("out/mixed")).items()
+        if key.endswith("lora_magnitude_vector")
+    }
+    places = {place for place, _ in learned}
+    mixed = {"experts/expert0", "experts/expert1", "experts/expert2"}
+    shared = {"experts/shared"} if "use_dora" in changes else set()
+    assert places == ({"."} if "num_experts" in changes else mixed | shared)
+    moved = []
+    for (_, key), value in learned.items():
+        path = key.removeprefix("base_model.model.").removesuffix(".lora_magnitude_vector")
+        norms = model.get_submodule(path).weight.norm(dim=1)
+        assert value.dtype == torch.float32
+        moved.append(not torch.allclose(value, norms, rtol=1e-4))
+    assert any(moved)
+    capsys.readouterr()
+    run("--inference", "--instruction", "Plural of cat:", "--max_new_tokens", "6", **changes)
+    said = capsys.readouterr().out.removeprefix("mixed: ").strip()
+    prompt = TEMPLATES["moe_peft"].prompt("Plural of cat:")
+    if "num_experts" in changes:
+        tuned = PeftModel.from_pretrained(model, "out/mixed")
+    else:
+        tuned = model
+        mix_saved(model, "out/mixed", blocks=blocks(model), calls=TextCalls())
+    ids = torch.tensor([tokenizer(prompt)["input_ids"]])
+    found = tuned.generate(input_ids=ids, max_new_tokens=6, do_sample=False)
+    (expected,) = tokenizer.batch_decode(found[:, ids.shape[1] :], skip_special_tokens=True)
+    assert said == expected.strip()
+    with pytest.raises(ValueError, match="is a DoRA on one side alone"):
+        run("--load_adapter", **{**changes, "use_dora": False, "expert_lora": None})
 
 
 @pytest.mark.parametrize("changes", [{}, PLAIN])

@@ -156,6 +156,18 @@ def test_gradients_of_doras_that_learn():
 
 
 @torch.no_grad()
+def test_a_dora_that_learns_has_under_autocast_the_norms_that_it_is_saved_with():
+    torch.manual_seed(0)
+    base = nn.Linear(6, 5)
+    layer = MixtureLinear("layer", base, family(), lambda _: None, Learning())
+    expected = layer.shift()
+    with torch.autocast("cpu", torch.bfloat16):
+        found = layer.shift()
+    assert torch.equal(found, expected)
+    assert expected.any()
+
+
+@torch.no_grad()
 def test_baked_doras_are_the_mixture_and_have_no_low_rank():
     model = Toy()
     experts = [

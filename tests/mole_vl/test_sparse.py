@@ -117,3 +117,13 @@ def test_a_layer_that_reads_more_axes_than_its_gate_weighs(over):
     base, x = nn.Linear(4, 5), torch.randn(2, 3, 7, 4, generator=torch.Generator().manual_seed(1))
     layer = MixtureLinear("layer", base, factors, lambda rows: Chosen(weights, chosen))
     torch.testing.assert_close(layer(x) - base(x), loop(x, a, b, weights, chosen, ranks))
+
+
+def test_compiled_it_says_the_same():
+    ranks = [4, 4, 4]
+    draw = torch.Generator().manual_seed(0)
+    x, a, b = (torch.randn(shape, generator=draw) for shape in ((6, 8), (12, 8), (8, 12)))
+    weights, chosen = torch.rand(6, 2, generator=draw), torch.tensor([[0, 2], [1, 0]] * 3)
+    compiled = torch.compile(sparse, backend="eager")
+    found = compiled(x, a, b, weights, chosen, ranks)
+    torch.testing.assert_close(found, loop(x, a, b, weights, chosen, ranks))

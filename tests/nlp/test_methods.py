@@ -13,6 +13,7 @@ from torch import nn
 
 from mole_vl.gates import Switch, TopK, TopP
 from mole_vl.layers import is_transposed
+from mole_vl.lora import LoRA
 from mole_vl.losses import load_balance, z_loss
 from mole_vl.mixlora import Form, MixLoRA
 from mole_vl.mola import MoLA, experts_by_layer
@@ -389,3 +390,13 @@ def test_every_choice_learns(choice):
 def test_what_cannot_be_is_told(made, match):
     with pytest.raises(ValueError, match=match):
         made(tiny_model())
+
+
+@pytest.mark.parametrize("made", [MixLoRA(), MoLA(experts=2), LoRA()])
+def test_a_mixed_model_is_not_mixed_again(made):
+    model = tiny_model()
+    mixture = made.mix(model, blocks=blocks(model))
+    with pytest.raises(RuntimeError, match=r"mixed already: call model\.mixture\.unmix\(\) first"):
+        made.mix(model, blocks=blocks(model))
+    mixture.unmix()
+    made.mix(model, blocks=blocks(model))

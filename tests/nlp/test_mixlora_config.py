@@ -135,7 +135,7 @@ def test_all_faults_are_reported_together(read):
     given = {
         "cutof_len": 1, "save_step": "often",
         "lora": [
-            {**entry, "learning_rate": 1, "r": 1.5, "num_epochs": None, "use_dora": True},
+            {**entry, "learning_rate": 1, "r": 1.5, "num_epochs": None, "temperature": 2},
             {**entry, "name": "a/b", "batch_size": 6, "micro_batch_size": 4, "top_k": 0},
             7,
         ],
@@ -143,7 +143,7 @@ def test_all_faults_are_reported_together(read):
     expected = (
         r"file.json: unknown key cutof_len; the nearest known one is cutoff_len; "
         r"save_step is 'often', expected a number \(int\); cutoff_len has no value; "
-        r"lora\[0\].use_dora is True, expected False: nlp.train_mixture trains DoRAs; "
+        r"lora\[0\].temperature is 2, expected 0: it would divide the shares after the softmax; "
         r"lora\[0\].r is 1.5, expected a number \(int\); "
         r"unknown key lora\[0\].learning_rate; the nearest known one is .*; "
         r"lora\[0\].num_epochs has no value; "
@@ -202,6 +202,9 @@ def test_two_adapters_of_one_name_are_told(read):
         ({"warmup_steps": 1.5}, "warmup_steps is 1.5, expected a whole number or a share"),
         ({"warmup_ratio": 2}, "warmup_ratio is 2.0, expected 0 <= warmup_ratio < 1"),
         ({"val_set_size": 1.5}, "val_set_size is 1.5, expected a number of rows, a share, or -1"),
+        ({"val_set_size": float("inf")}, "val_set_size is inf, expected a number of rows, a share"),
+        ({"val_set_size": float("nan")}, "val_set_size is nan, expected a number of rows, a share"),
+        ({"warmup_steps": float("inf")}, "warmup_steps is inf, expected at least 0"),
         ({"val_set_size": 5, "test_data": "a.json"}, "test_data and val_set_size are both given"),
         ({"lora_dropout": 1}, "lora_dropout is 1.0, expected 0 <= lora_dropout < 1"),
         ({"target_modules": {"q_proj": False}}, "target_modules names no layer that is to get"),
@@ -222,7 +225,8 @@ def test_two_adapters_of_one_name_are_told(read):
         ({"expert_lora": {"r": 0, "lora_dropout": 0.5}}, "expert_lora.r is 0, .*expert_lora.lora_"
          "dropout is 0.5, expected the adapter's own, 0.05"),
         ({"expert_lora": {"rank": 3}}, "unknown key .*expert_lora.rank; the nearest known one is "),
-        ({"expert_lora": {"use_dora": True}}, "expert_lora.use_dora is True, expected False"),
+        ({"expert_lora": {"lora_init": "gaussian"}}, "expert_lora.lora_init is 'gauss"),
+        ({"use_dora": "maybe"}, "use_dora is 'maybe', expected true or false"),
     ],
 )  # fmt: skip
 def test_keys_that_do_not_hold_are_told(read, changes, message):

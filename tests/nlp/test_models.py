@@ -67,10 +67,16 @@ def test_a_model_is_of_the_kind_that_is_said(tmp_path, kind):
 def test_another_tokenizer_may_serve_a_model(tmp_path):
     tiny_folder(tmp_path / "base")
     other = tiny_tokenizer()
-    other.add_tokens(["[more]"])
+    other.chat_template = "{{ messages[0]['content'] }}"
     other.save_pretrained(tmp_path / "other")
     _, tokenizer = load_base(str(tmp_path / "base"), tokenizer=str(tmp_path / "other"))
-    assert "[more]" in tokenizer.get_vocab()
+    turn = [{"role": "user", "content": "Hi"}]
+    told = tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True)
+    assert told == "Hi"
+    other.add_tokens(["[more]"])
+    other.save_pretrained(tmp_path / "larger")
+    with pytest.raises(ValueError, match=r"larger., whose ids go to 74, and the base .* below 74:"):
+        load_base(str(tmp_path / "base"), tokenizer=str(tmp_path / "larger"))
     with pytest.raises(FileNotFoundError, match=r"^tokenizer is 'gone', expected a folder"):
         load_base(str(tmp_path / "base"), tokenizer="gone")
 

@@ -1,5 +1,7 @@
 """MoLA asked many questions: in batches, broken off, gone on with."""
 
+import json
+
 import pytest
 import torch
 from transformers import GenerationConfig
@@ -79,6 +81,10 @@ def test_results_of_another_evaluation_are_not_gone_on_with(place, tmp_path):
     other = as_json(tmp_path / "other.json", results(place / "sqa/scienceq_test.json")[:3])
     with pytest.raises(ValueError, match="holds no results of this program"):
         evaluate(asking(place, save_path=file, test_dataset=str(other)))
+    given = results(file)
+    file.write_text(json.dumps({**given, "outputs": [1, None]}))
+    with pytest.raises(ValueError, match="holds no results of this program"):
+        evaluate(asking(place, save_path=file))
     file.write_text("{}")
     with pytest.raises(ValueError, match="holds no results of this program"):
         evaluate(asking(place, save_path=file))
@@ -152,5 +158,9 @@ def test_questions_that_cannot_be_asked_are_told(place, tmp_path):
     file = as_json(tmp_path / "q.json", [{**row, "instruction": "word " * 600}])
     with pytest.raises(ValueError, match="prompts longer than 500 tokens, which leave no room"):
         evaluate(asking(place, test_dataset=str(file), save_path=tmp_path / "r.json"))
+    with pytest.raises(
+        ValueError, match="max_new_tokens is 5000, and the base reads 512 tokens in"
+    ):
+        evaluate(asking(place, max_new_tokens=5000, save_path=tmp_path / "r.json"))
     with pytest.raises(FileNotFoundError, match="mola_weights: there is no folder"):
         evaluate(asking(place, mola_weights=tmp_path / "nothing"))

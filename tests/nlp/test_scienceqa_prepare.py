@@ -306,3 +306,24 @@ def test_a_sample_that_cannot_be_is_told(tmp_path, rows, changes, told):
             SampleConfig(dataset=str(file), save_path=tmp_path / "meta.hf", **settings)
         )
     assert not (tmp_path / "meta.hf").exists()
+
+
+def test_what_lies_in_a_datasets_place_is_not_lost(tmp_path):
+    (tmp_path / "meta.hf").mkdir()
+    notes = tmp_path / "meta.hf" / "notes.txt"
+    notes.write_text("mine")
+    file = as_json(tmp_path / "orca.json", orca(90))
+    config = SampleConfig(
+        dataset=str(file), num_samples=30, validation=6, test=3, save_path=tmp_path / "meta.hf"
+    )
+    with pytest.raises(ValueError, match=r"save_path: .* holds notes.txt, which is no part of a d"):
+        prepare_instruction(config)
+    assert notes.read_text() == "mine"
+    notes.unlink()
+    for _ in range(2):
+        prepare_instruction(config)
+    assert len(datasets.load_from_disk(tmp_path / "meta.hf")["train"]) == 30
+    (tmp_path / "sqa/science_qa.hf").mkdir(parents=True)
+    (tmp_path / "sqa/science_qa.hf/notes.txt").write_text("mine")
+    with pytest.raises(ValueError, match=r"science_qa.hf holds notes.txt, which is no part of a d"):
+        prepare(PrepareConfig(dataset=str(file), save_path=tmp_path / "sqa"))

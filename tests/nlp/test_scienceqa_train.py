@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import datasets
 import pytest
@@ -283,7 +284,11 @@ def test_wandb_is_told_what_the_flags_say(place, tmp_path, wandb: Wandb):
         ({"top_k": (2,)}, "top_k has 1 numbers, and the model has 2 layers"),
         ({"top_k": "2,4"}, "top_k is 4 in layer 1, which has 3 experts by number_experts"),
         ({"lora_target_modules": "w1"}, "targets of lora_target_modules: 'w1' names no layer"),
-        ({"lora_target_modules": "q_proj,lm_head"}, "target lm_head lies in no block"),
+        ({"lora_target_modules": "q_proj,lm_head"}, "lm_head lies in no layer"),
+        (
+            {"lora_target_modules": "lm_head", "number_experts": "2,2"},
+            "lora_target_modules: lm_head lies in no layer",
+        ),
         ({"data_path": "nothing.json"}, "data_path: nothing.json, was not loaded: there is no"),
         ({"prompt_template_name": "x"}, "prompt_template_name: templates.x.json is no file"),
         ({"base_model": "nowhere"}, "base is 'nowhere', expected a folder, a Hub id"),
@@ -351,6 +356,9 @@ def test_a_folder_of_other_things_is_not_written_over(place, tmp_path):
     with pytest.raises(ValueError, match=r"mola holds thesis.txt, which is no part of a mixture"):
         train(settings(place, tmp_path))
     assert (tmp_path / "mola/thesis.txt").read_text() == "years of work"
+    for name in (".", "", "/", "a/.."):
+        with pytest.raises(ValueError, match=r"output_dir is .*, expected a folder of its own"):
+            TrainConfig(output_dir=Path(name))
 
 
 def test_an_encoder_decoder_is_told_by_its_kind(tmp_path, place):

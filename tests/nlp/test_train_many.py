@@ -6,12 +6,19 @@ import pytest
 import torch
 
 from mole_vl import mix, read_peft
+from mole_vl.gate_file import write_gates
 from mole_vl.gates import BySite, Router, Sum, TopP
 from mole_vl.lora import LoRA
 from mole_vl.mixlora import Form, MixLoRA
-from mole_vl.mixture_folder import mix_saved
+from mole_vl.mixture_folder import mix_saved, save_mixture
 from mole_vl.mola import MoLA
-from mole_vl.tenants import mix_saved_tenants, mix_tenants, save_tenant
+from mole_vl.tenants import (
+    mix_saved_tenants,
+    mix_tenants,
+    save_tenant,
+    tenant_parameters,
+    tenant_records,
+)
 from mole_vl.training import FitConfig
 from nlp.adapter import blocks
 from nlp.data import collate_prompts, encode_rows, write_rows
@@ -173,6 +180,7 @@ def test_beams_and_cached_answers_are_each_tenants_own(tmp_path):
         ({"a": MixLoRA(), "b": MoLA()}, r"share other layers \(a: feedforward, b: matrix\)"),
         ({"a": LoRA(), "b": LoRA(dropout=0.1)}, r"dropouts differ \(a: 0.05, b: 0.1\)"),
         ({"a/b": LoRA()}, "expected a plain word"),
+        ({}, "tenants: none is given"),
     ],
 )
 def test_tenants_that_cannot_be_together_are_told(methods, message):
@@ -190,6 +198,15 @@ def test_rows_without_a_tenant_are_told(tmp_path):
         model(input_ids=ids)
     with pytest.raises(ValueError, match="tenant names 'dan', and this mixture's tenants are ann"):
         mixture.condition(tenant=["dan"])
+    with pytest.raises(ValueError, match="tenant is 'ann', expected a list, a name for each row"):
+        mixture.condition(tenant="ann")
+    for asked in (
+        lambda: save_tenant(mixture, "dan", tmp_path / "dan"),
+        lambda: tenant_parameters(mixture, "dan"),
+        lambda: tenant_records(mixture, "dan", []),
+    ):
+        with pytest.raises(ValueError, match="'dan' is none of this mixture's, which are ann, bob"):
+            asked()
     plain = tiny_model()
     other = MixLoRA(experts=2, form=SMALL).mix(plain, blocks=blocks(plain))
     with pytest.raises(ValueError, match="this is no mixture of tenants"):
@@ -204,12 +221,16 @@ def test_rows_without_a_tenant_are_told(tmp_path):
         ({"tenants": ()}, "tenants is empty"),
         ({"twice": True}, "two tenants are called ann"),
         ({"fit": {"micro_rows": 1}}, "fit.micro_rows is set"),
+        ({"above": True}, "which is the folder of the tenant run or lies in it"),
     ],
 )
 def test_what_cannot_be_is_told(tmp_path, base, change, message):
     config = together(tmp_path, base, KINDS["loras"])
     if change.pop("twice", False):
         change["tenants"] = config.tenants[:1] * 2
+    if change.pop("above", False):
+        change["tenants"] = (replace(config.tenants[0], name="run"),)
+        change["output"] = config.fit.output.parent
     if "fit" in change:
         change["fit"] = replace(config.fit, **change["fit"])
     with pytest.raises(ValueError, match=message):
@@ -219,3 +240,77 @@ def test_what_cannot_be_is_told(tmp_path, base, change, message):
 def test_gates_that_differ_in_kind_by_site_are_told():
     with pytest.raises(ValueError, match="do not read alike"):
         BySite(default=Router(), sites={"blocks.0": Sum()})
+
+
+def test_any_plain_word_names_a_tenant(tmp_path, base):
+    methods = {"ann.v2": KINDS["mixlora"]["ann"], "train": KINDS["mixlora"]["cyd"]}
+    config = together(tmp_path, base, methods)
+    main(config)
+    _, alone_ = loaded(base, alone(tmp_path, base, "ann.v2", methods["ann.v2"]))
+    model, _ = load_base(base)
+    folders = {name: config.output / name for name in methods}
+    served = mix_saved_tenants(model, folders, blocks=blocks(model))
+    routers = served.gates.state_dict()
+    for key, tensor in alone_.gates.state_dict().items():
+        site, _, rest = key.partition(".")
+        twin = routers[f"{site}.gates.of ann/v2.{rest}"]
+        torch.testing.assert_close(twin, tensor, rtol=1e-3, atol=2e-5)
+    assert served.names[0] == "ann.v2.expert0"
+
+
+@pytest.mark.parametrize("what", ["file", "folder"])
+def test_what_lies_in_a_tenants_place_is_not_lost(what, tmp_path, base):
+    config = together(tmp_path, base, KINDS["mola"])
+    place = config.output / "bob"
+    notes = place if what == "file" else place / "notes"
+    notes.parent.mkdir(parents=True)
+    notes.write_text("mine")
+    message = "bob is a file, expected a folder" if what == "file" else "bob holds notes, which is"
+    with pytest.raises(ValueError, match=message):
+        main(config)
+    assert notes.read_text() == "mine"
+    assert not config.fit.output.exists()
+
+
+def test_a_damaged_tenant_is_told(tmp_path):
+    model = tiny_model()
+    mixture = KINDS["mixlora"]["ann"].mix(model, blocks=blocks(model))
+    save_mixture(mixture, tmp_path / "ann")
+    gates, (_first, *rest) = mixture.gates.state_dict(), mixture.gates.state_dict()
+    write_gates(
+        tmp_path / "ann/gates/model.safetensors",
+        dict(zip(mixture.names, mixture.digests, strict=True)),
+        "feedforward",
+        1,
+        mixture.spec,
+        {key: gates[key] for key in rest},
+    )
+    plain = tiny_model()
+    with pytest.raises(ValueError, match=r"tenants: at model/layers/0/mlp.* is missing in .*ann"):
+        mix_saved_tenants(plain, {"ann": tmp_path / "ann"}, blocks=blocks(plain))
+    assert not hasattr(plain, "mixture")
+    file = "adapter_model.safetensors"
+    save_mixture(mixture, tmp_path / "ann")
+    swapped = (tmp_path / "ann/experts/expert1" / file).read_bytes()
+    (tmp_path / "ann/experts/expert0" / file).write_bytes(swapped)
+    with pytest.raises(ValueError, match="was trained with other factors of expert0"):
+        mix_saved_tenants(plain, {"ann": tmp_path / "ann"}, blocks=blocks(plain))
+
+
+def test_a_lora_that_was_trained_alone_is_served_beside_a_mixture(tmp_path, base):
+    own = {"ann": KINDS["mixlora"]["ann"], "bob": LoRA(form=SMALL, dropout=0.0)}
+    write_rows(tmp_path / "ann.jsonl", ROWS)
+    write_rows(tmp_path / "bob.jsonl", ROWS)
+    folders = {name: alone(tmp_path, base, name, method) for name, method in own.items()}
+    ids = torch.tensor([[5, 9, 2, 7]])
+    expected = {}
+    for name, folder in folders.items():
+        model, _ = loaded(base, folder)
+        with torch.no_grad():
+            expected[name] = model(input_ids=ids).logits
+    model, _ = load_base(base)
+    served = mix_saved_tenants(model, folders, blocks=blocks(model))
+    with served.condition(tenant=["ann", "bob"]), torch.no_grad():
+        found = model(input_ids=ids.expand(2, -1)).logits
+    for row, name in enumerate(own):
+        torch.testing.assert_close(found[row : row + 1], expected[name], rtol=1e-4, atol=1e-5)

@@ -14,6 +14,7 @@ import yaml
 from peft import PeftModel
 from safetensors.torch import load_file
 
+from mole_vl.gate_file import write_gates
 from mole_vl.mixlora import Form, MixLoRA
 from mole_vl.mixture_folder import mix_saved, save_mixture, take_saved
 from mole_vl.mola import MoLA
@@ -211,12 +212,62 @@ def test_a_saved_mixture_keeps_its_experts(config, tmp_path):
     ("change", "message"),
     [
         ({"train": ()}, "train is empty"),
-        ({"output": "run"}, "output and fit.output are both"),
+        ({"output": "run"}, "which is output or lies in it"),
+        (
+            {"output": "above"},
+            "which is output or lies in it: the mixture would take its run's place",
+        ),
         ({"asked": 0}, "asked is 0"),
         ({"method": MixLoRA}, "method is the class MixLoRA, expected an instance"),
     ],
 )
 def test_what_cannot_be_is_told(config, change, message):
-    change = {k: config.fit.output if v == "run" else v for k, v in change.items()}
+    places = {"run": config.fit.output, "above": config.fit.output.parent}
+    change = {k: places.get(v, v) if isinstance(v, str) else v for k, v in change.items()}
     with pytest.raises(ValueError, match=message):
         replace(config, **change)
+
+
+def test_what_lies_in_the_mixtures_place_is_not_lost(config, monkeypatch):
+    config.output.mkdir()
+    thesis = config.output / "thesis.txt"
+    thesis.write_text("years of work")
+    with pytest.raises(
+        ValueError, match=r"output: .*mixture holds thesis.txt, which is no part of"
+    ):
+        main(config)
+    assert thesis.read_text() == "years of work"
+    thesis.unlink()
+    monkeypatch.chdir(config.output)
+    with pytest.raises(ValueError, match="is where the program runs, or above it"):
+        main(replace(config, output=Path()))
+    assert not config.fit.output.exists()
+
+
+def test_an_expert_that_was_exchanged_is_told(config, tmp_path):
+    model = tiny_model()
+    save_mixture(METHODS["mixlora"].mix(model, blocks=blocks(model)), config.output)
+    experts = config.output / "experts"
+    file = "adapter_model.safetensors"
+    (experts / "expert1" / file).write_bytes((experts / "expert0" / file).read_bytes())
+    mixture = METHODS["mixlora"].mix(tiny_model(), blocks=blocks(tiny_model()))
+    before = mixture.digests
+    with pytest.raises(ValueError, match="was trained with other factors of expert1; use the same"):
+        take_saved(mixture, config.output)
+    assert mixture.digests == before
+
+
+def test_an_experts_name_does_not_leave_the_folder(config):
+    model = tiny_model()
+    mixture = METHODS["mixlora"].mix(model, blocks=blocks(model))
+    save_mixture(mixture, config.output)
+    write_gates(
+        config.output / "gates/model.safetensors",
+        {"../expert0": None},
+        "feedforward",
+        1,
+        mixture.spec,
+        mixture.gates.state_dict(),
+    )
+    with pytest.raises(ValueError, match=r"name is .../expert0., expected a plain word"):
+        mix_saved(tiny_model(), config.output, blocks=blocks(model))

@@ -226,6 +226,8 @@ def test_a_prompt_that_leaves_no_room_for_an_answer_is_named(folders):
     ):
         pipe(["a", long], max_new_tokens=9)
     assert len(pipe(["a", long], max_new_tokens=8, do_sample=False)) == 2
+    with pytest.raises(ValueError, match="max_new_tokens is 128, and the base reads 128 tokens in"):
+        pipe(["a"], max_new_tokens=128)
 
 
 @pytest.mark.parametrize(
