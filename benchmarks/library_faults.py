@@ -18,6 +18,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -66,18 +67,28 @@ def found(library: ExpertLibrary) -> Shelf:
     return Shelf(present, dict.fromkeys(listing.removed, ""))
 
 
-def killed(place: Place, shelf: Shelf, seed: int, act: str) -> tuple[Shelf, Step | None, bool]:
-    """Kill a writer in a change; what is there then, the change, and whether all was as told.
+@dataclass(frozen=True)
+class Death:
+    """A writer's end: what the shelf is now, the change it died in, whether that came about.
 
-    The last change is made again if it did not come about.
+    `sound` is whether all that was told is there, and the last change whole or absent.
     """
+
+    shelf: Shelf
+    step: Step | None
+    came_about: bool
+    sound: bool
+
+
+def killed(place: Place, shelf: Shelf, seed: int, act: str, within: float) -> Death:
+    """Kill a writer in a change, which is made again if it did not come about."""
     chance = random.Random(seed)
     with child(write_till_killed, place, shelf, seed, (act, act, *ACTS)) as (process, listened):
         assert listened.recv() == "ready"
-        time.sleep(chance.uniform(0, 0.5))
+        time.sleep(chance.uniform(0, within))
         process.kill()
         process.join()
-        step, sound = None, True
+        step = None
         while listened.poll():
             try:
                 told = listened.recv()
@@ -92,36 +103,47 @@ def killed(place: Place, shelf: Shelf, seed: int, act: str) -> tuple[Shelf, Step
     now = found(library)
     outcomes = [shelf] if step is None else [shelf, shelf.after(step)]
     sound = now.present in [outcome.present for outcome in outcomes]
-    sound &= not library.check().faults
+    came_about = now.present != shelf.present
     if step is not None and step.act == "clone":
         clone = place.open(clone=f"clone{step.seed}")
-        sound &= found(clone).present in ({}, now.present)
+        copied = found(clone).present
+        came_about = bool(copied)
+        sound &= copied in ({}, now.present)
         change(library, place, step)
         sound &= found(clone).present == now.present
-    elif step is not None and now.present == shelf.present:
+    elif step is not None and not came_about:
         change(library, place, step)
         sound &= found(library).present == shelf.after(step).present
-    shelf = shelf if step is None else shelf.after(step)
-    return shelf, step, sound
+    return Death(outcomes[-1], step, came_about, sound)
 
 
-def kills(place: Place, arm: str, count: int) -> tuple[list[Measurement], Counter[str]]:
+def kills(place: Place, arm: str, count: int) -> tuple[list[Measurement], dict[str, Any]]:
     """Kill writers until so many of them died in a change."""
-    shelf, lost, during = Shelf(), [], Counter()
-    library = place.open()
+    shelf, lost = Shelf(), []
+    during, came_about = Counter(), 0
+    library, began = place.open(), time.monotonic()
     for number, name in enumerate(NAMES[:6]):
         step = Step("add", name, number, "")
         change(library, place, step)
         shelf = shelf.after(step)
+    # About as long as three changes take.
+    within = (time.monotonic() - began) / 2
     seed = 0
     while len(lost) < count:
         seed += 1
-        shelf, step, sound = killed(place, shelf, seed, ACTS[seed % 4])
-        if step is not None or not sound:
-            lost.append(float(not sound))
-            during[step.act if step else "none"] += 1
+        death = killed(place, shelf, seed, ACTS[seed % 4], within)
+        shelf = death.shelf
+        if death.step is not None or not death.sound:
+            lost.append(float(not death.sound))
+            during[death.step.act if death.step else "none"] += 1
+            came_about += death.came_about and death.step is not None
             print(f"{arm}: {len(lost)} kills, {lost.count(1.0)} with a loss", end="\r", flush=True)
-    return [measured("kills after which something was lost or torn", arm, lost)], during
+    report = place.open().check()
+    lost[-1] = max(lost[-1], float(bool(report.faults)))
+    return [measured("kills after which something was lost or torn", arm, lost)], {
+        "killed within seconds": round(within, 3), "killed during": dict(during),
+        "came about all the same": came_about, "leftovers": len(report.leftovers),
+    }  # fmt: skip
 
 
 def damages(folder: Path, count: int) -> list[Measurement]:
@@ -240,11 +262,11 @@ def main() -> None:
             for arm in ("disk", "Azurite"):
                 uri = f"local://{folder}" if arm == "disk" else f"az://{ACCOUNT}/faults"
                 token = None if arm == "disk" else connection
-                found_rows, during = kills(Place(f"{uri}/kills", token), arm, count)
+                found_rows, deaths = kills(Place(f"{uri}/kills", token), arm, count)
                 rows += found_rows
                 found_rows, writers = minute(Place(f"{uri}/minute", token), arm, seconds)
                 rows += found_rows
-                settings[arm] = {"killed during": dict(during), "two writers": writers}
+                settings[arm] = {**deaths, "two writers": writers}
                 print(arm, settings[arm], flush=True)
             rows += damages(folder, files)
     where = {"folder": ROOT / "out/benchmarks/library_faults"} if quick else {}

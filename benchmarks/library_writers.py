@@ -115,6 +115,8 @@ def write_till_killed(
     torch.set_num_threads(1)
     chance = random.Random(seed)
     library = place.open()
+    # Connected, and with all read that is kept, so that the time goes into changes.
+    library.list()
     told.send("ready")
     while True:
         step = shelf.step(chance, acts)
