@@ -25,7 +25,7 @@ from nlp.models import load_base
 from results import ROOT, Measurement, write_results
 
 TENANTS, RANK, TARGETS = 16, 8, ("q_proj", "v_proj")
-SIZES = {(2, 32): 5, (16, 64): 1}
+SIZES = {(2, 32): 4, (16, 64): 1}
 """Turns, by rows of each LoRA and their tokens."""
 TOGETHER, APART, PEFT = "together", "one after the other", "one after the other, peft"
 LORA = LoRA(form=Form(rank=RANK, alpha=16), targets=TARGETS, dropout=0.0)
