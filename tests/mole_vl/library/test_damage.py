@@ -62,7 +62,9 @@ def shelf(tmp_path, new_place):
     return place, tmp_path / "shelf"
 
 
-@pytest.mark.parametrize("harm", [cut, flip, empty, garble, swap, Path.unlink], ids=str)
+@pytest.mark.parametrize(
+    "harm", [cut, flip, empty, garble, swap, Path.unlink], ids=lambda harm: harm.__name__
+)
 @pytest.mark.parametrize("kind", FILES)
 def test_each_is_named_and_the_rest_loads(shelf, kind, harm):
     place, folder = shelf
