@@ -53,14 +53,18 @@ class Bench:
 
     Args:
         out: Folder for runs in progress.
+        experts: The experts; those of the text world's shelf if not given.
     """
 
-    def __init__(self, out: Path) -> None:
+    def __init__(self, out: Path, experts: Sequence[Expert] | None = None) -> None:
         self.out = out
         self.model, self.tokenizer = load_base()
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.model.to(self.device)  # pyright: ignore[reportArgumentType] (decorated by transformers)
-        self._experts = {s.name: read_peft(WORLD / "experts" / s.name) for s in SHELF}
+        shelf = (
+            [read_peft(WORLD / "experts" / s.name) for s in SHELF] if experts is None else experts
+        )
+        self._experts = {expert.name: expert for expert in shelf}
 
     def experts(self, task: str) -> list[Expert]:
         """The shelf, without the expert of a development task itself."""
