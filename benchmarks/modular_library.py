@@ -49,7 +49,7 @@ SEEDS, STEPS, ASKED, CLUSTERS, RANK = (0, 1, 2), 24, 25, 4, 4
 PRIVATE, MBC, SHARED = "private library", "MBC", "one shared LoRA"
 TASKS = tuple(source.name for source in SHELF)
 DATA = {task: WORLD / f"data/{task}_train.jsonl" for task in TASKS}
-RATES = (1e-3, 3e-3)
+RATES = (1e-3, 3e-3, 1e-2)
 RATE: Mapping[str, float] = {PRIVATE: 3e-3, MBC: 3e-3, SHARED: 3e-3}
 """As `--rates` chose them."""
 
