@@ -9,13 +9,14 @@ Each expert is an ordinary LoRA, which any tool reads by itself.
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
 
 from mole_vl.calls import Calls
 from mole_vl.experts import Expert, faults_of_form
-from mole_vl.faults import plain_word, refuse, some
+from mole_vl.faults import differences, plain_word, refuse, some
 from mole_vl.files import check_file, check_replaceable, new_folder
 from mole_vl.gate_file import (
     GateFile,
@@ -27,6 +28,7 @@ from mole_vl.gate_file import (
 )
 from mole_vl.mixture import Mixture
 from mole_vl.peft_folder import read_peft, write_peft
+from mole_vl.specs import to_data
 
 EXPERTS, GATES = "experts", Path("gates/model.safetensors")
 PARTS = (EXPERTS, GATES.parts[0])
@@ -86,7 +88,8 @@ def take_saved(mixture: Mixture, folder: str | Path) -> None:
 
     Raises:
         FileNotFoundError: The folder holds no mixture, or lacks an expert.
-        ValueError: It holds other experts, or experts of other forms; nothing is changed then.
+        ValueError: It holds other experts, experts of other forms, or gates that choose among them
+            otherwise; nothing is changed then.
     """
     found, experts = read_mixture(Path(folder))
     if found.names != mixture.names:
@@ -100,6 +103,7 @@ def take_saved(mixture: Mixture, folder: str | Path) -> None:
         for own, saved in zip(mixture.experts(), experts, strict=True)
         for fault in faults_of_form(own, saved)
     ]
+    faults += differences(_choices(to_data(found.spec)), _choices(to_data(mixture.spec)))
     refuse(str(folder), faults[:3])
     load_gates(mixture, found)
     for place, expert in enumerate(experts):
@@ -108,6 +112,18 @@ def take_saved(mixture: Mixture, folder: str | Path) -> None:
             assert own is not None
             for mine, saved in zip(own.tensors().values(), factors.tensors().values(), strict=True):
                 mine.copy_(saved)
+
+
+def _choices(spec: Any, name: str = "") -> dict[str, object]:
+    """How the parts of a gate's specification choose, by name; trained gates need no more of it."""
+    found: dict[str, object] = {}
+    if isinstance(spec, Mapping):
+        for key, value in spec.items():
+            if key == "choice":
+                found[f"{name}choice"] = value
+            else:
+                found |= _choices(value, f"{name}{key}.")
+    return found
 
 
 def read_mixture(folder: Path) -> tuple[GateFile, list[Expert]]:

@@ -15,6 +15,7 @@ from peft import PeftModel
 from safetensors.torch import load_file
 
 from mole_vl.gate_file import write_gates
+from mole_vl.gates import TopK
 from mole_vl.mixlora import Form, MixLoRA
 from mole_vl.mixture_folder import mix_saved, save_mixture, take_saved
 from mole_vl.mola import MoLA
@@ -195,6 +196,10 @@ def test_a_saved_mixture_keeps_its_experts(config, tmp_path):
             "has rank 2 and scale 2 there, 3 and 2 here",
         ),
         (replace(METHODS["mixlora"], targets=("up_proj", "q_proj")), "is not on the same layers"),
+        (
+            replace(METHODS["mixlora"], choice=TopK(k=1)),
+            "choice was {'kind': 'TopK', 'k': 2}, is {'kind': 'TopK', 'k': 1}",
+        ),
     ]:
         other = tiny_model()
         mixture = method.mix(other, blocks=blocks(other))
