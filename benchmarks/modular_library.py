@@ -4,7 +4,7 @@
     python benchmarks/modular_library.py --rates    # which learning rate, on development rows
 
 SmolLM2-135M-Instruct learns the sixteen tasks of the text world's shelf by `nlp.private_library`,
-24 steps of 16 rows for each task, on all linear layers: sixteen LoRAs of rank 4, one a task; four
+16 steps of 16 rows for each task, on all linear layers: sixteen LoRAs of rank 4, one a task; four
 of rank 16, one for each cluster that k-means finds among those sixteen (k = 4, cosines of Delta-W),
 on the rows of all of its tasks; one of rank 64. Alpha is twice the rank. Each arm has as many
 parameters, takes as many steps, and sees as many rows of each task.
@@ -17,7 +17,7 @@ the mean over three seeds, each with a library, clusters, and a start of its own
 
 import argparse
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -45,7 +45,7 @@ from results import FOLDER, ROOT, Measurement, measured, write_results
 from units import Units
 
 NAME = "modular_library"
-SEEDS, STEPS, ASKED, CLUSTERS, RANK = (0, 1, 2), 24, 25, 4, 4
+SEEDS, STEPS, TRIED, ASKED, CLUSTERS, RANK = (0, 1, 2), 16, 12, 25, 4, 4
 PRIVATE, MBC, SHARED = "private library", "MBC", "one shared LoRA"
 TASKS = tuple(source.name for source in SHELF)
 DATA = {task: WORLD / f"data/{task}_train.jsonl" for task in TASKS}
@@ -161,12 +161,13 @@ def ask(out: Path, library: ExpertLibrary, asked: Sequence[TextRow]) -> dict[str
 
 
 def rates(units: Units, lab: Lab, asked: Sequence[TextRow]) -> None:
-    """What each rate makes of each arm on development rows, at half the steps, with one seed."""
+    """What each rate makes of two arms on development rows, in fewer steps, with one seed."""
     for arm in (PRIVATE, SHARED):
         for rate in RATES:
             key = f"rate {rate}, {arm}"
             make = partial(lab.cell, arm, SEEDS[0], rate, asked)
-            print(f"{key}: {share(units.get(key, make)['told']):.3f}", flush=True)
+            one = units.get(key, make, {"rate": rate, "steps": lab.steps})
+            print(f"{key}: {share(one['told']):.3f}", flush=True)
             units.gather()
 
 
@@ -204,13 +205,13 @@ def main() -> None:
     out = ROOT / "out/benchmarks" / NAME / ("quick" if options.quick else "full")
     folder = out if options.quick else FOLDER
     steps, seeds, asked = (1, SEEDS[:1], 2) if options.quick else (STEPS, SEEDS, ASKED)
-    settings = {"rows a step": ROWS, "asked of each task": asked, "steps of a task": steps}
+    settings = {"rows a step": ROWS, "asked of each task": asked}
     units = Units(out / "units", folder / f"{NAME}_units.json", settings)
     split = "dev" if options.rates else "test"
     rows = first_of_each(read_rows(WORLD / f"data/shelf_{split}.jsonl"), asked)
     lab = Lab(out, steps)
     if options.rates:
-        rates(units, replace(lab, out=out / "rates", steps=max(1, steps // 2)), rows)
+        rates(units, Lab(out / "rates", 1 if options.quick else TRIED), rows)
         return
     found: dict[str, list[dict[str, Any]]] = {arm: [] for arm in RATE}
     for seed in options.seeds or seeds:
@@ -222,7 +223,11 @@ def main() -> None:
             shown = {way: round(share(one[way]), 3) for way in ("told", "guessed")}
             print(f"{arm}, {seed}: {shown}, {one['groups']}", flush=True)
     if not options.seeds:
-        told_of = settings | {"rates": dict(RATE), "clusters": [c["groups"] for c in found[MBC]]}
+        told_of = settings | {
+            "steps of a task": steps,
+            "rates": dict(RATE),
+            "clusters": [c["groups"] for c in found[MBC]],
+        }
         write_results(NAME, summary(found), settings=told_of, seeds=seeds, folder=folder)
 
 
