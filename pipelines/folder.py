@@ -8,7 +8,7 @@ from typing import Protocol
 
 from mole_vl import Mixture, save_gates
 from mole_vl.faults import plain_word, refuse
-from mole_vl.files import check_file, new_folder, read_object
+from mole_vl.files import check_file, check_replaceable, new_folder, read_object
 from mole_vl.peft_folder import write_peft
 from pipelines.loading import Bank
 
@@ -30,14 +30,10 @@ def save_mixture(folder: Path, bank: Bank, mixtures: Mapping[str, Mixture]) -> N
         (partial / _INDEX).write_text(json.dumps(index, indent=1) + "\n")
 
 
-def check_replaceable(folder: Path) -> None:
+def check_place(folder: Path) -> None:
     """Raise ValueError where a saved mixture's place holds anything else, which would be lost."""
-    strange = sorted({p.name for p in (folder / FOLDER).glob("*")} - {"experts", "gates", _INDEX})
-    if strange:
-        raise ValueError(
-            f"{folder / FOLDER} holds {strange[0]}, which is no part of a mixture: take another "
-            "folder, or move it"
-        )
+    parts = ("experts", "gates", _INDEX)
+    check_replaceable("save_directory", folder / FOLDER, parts, "a mixture")
 
 
 def drop_mixture(folder: Path) -> None:

@@ -15,7 +15,7 @@ from mole_vl import Mixture, merged
 from mole_vl.arms import together
 from pipelines.bearing import BearsExperts
 from pipelines.folder import (
-    check_replaceable,
+    check_place,
     drop_mixture,
     has_mixture,
     load_mixture,
@@ -43,7 +43,7 @@ class Kept(BearsExperts):
         parent: Any = super()
         mixtures = dict(self.mixtures)
         bank = self._loaded("save_pretrained") if mixtures else {}
-        check_replaceable(Path(save_directory))
+        check_place(Path(save_directory))
         if mixtures and kwargs.get("push_to_hub"):
             raise ValueError(
                 "save_pretrained: push_to_hub would leave the experts out; save, then upload the "

@@ -30,7 +30,7 @@ from nlp.forms import Causal, Form, fault_of_room, form_of
 from nlp.models import Bits, load_base
 from nlp.task import answer_losses
 from pipelines.folder import (
-    check_replaceable,
+    check_place,
     drop_mixture,
     has_mixture,
     load_mixture,
@@ -391,7 +391,7 @@ class MoLETextGeneration:
         """
         folder = Path(folder)
         check_output("save_pretrained", folder)
-        check_replaceable(folder)
+        check_place(folder)
         model, tokenizer = self.model, self.tokenizer
         if not self._experts:
             model.save_pretrained(folder)
