@@ -107,9 +107,8 @@ def export(library: str, expert: str, folder: Path) -> None:
     Args:
         library: Address of the library.
         expert: Its name.
-        folder: The folder to be written.
+        folder: The folder to be written; another expert's there is replaced.
     """
-    check_output("folder", folder)
     ExpertLibrary.open(library).export_peft(expert, folder)
     print(f"{expert} is in {folder}")
 

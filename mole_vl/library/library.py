@@ -7,7 +7,7 @@ from typing import Any
 from typing_extensions import Unpack
 
 from mole_vl.experts import Expert
-from mole_vl.files import new_folder
+from mole_vl.files import check_replaceable, new_folder
 from mole_vl.library.addresses import cache_folder, open_store
 from mole_vl.library.auxiliary import Auxiliary
 from mole_vl.library.batch import Batch
@@ -23,6 +23,7 @@ from mole_vl.library.scores import Scores
 from mole_vl.library.seals import sealed, unsealed
 from mole_vl.library.stores import Store
 from mole_vl.library.weights import StoredExpert
+from mole_vl.peft_folder import CONFIG, WEIGHTS
 
 FORMAT = "mole-vl library 1"
 _MARKER = "library.json"
@@ -165,9 +166,11 @@ class ExpertLibrary:
         """Write an expert's two files as a PEFT LoRA folder, byte for byte, in one rename.
 
         Raises:
+            ValueError: The folder holds something else, which would be lost.
             MissingExpertError: There is none of this name.
             DamagedExpertError: Its files are not as they were written.
         """
+        check_replaceable("folder", Path(folder), (CONFIG, WEIGHTS), "a PEFT LoRA")
         contents = self.get(name).contents()
         with new_folder(Path(folder)) as partial:
             for file, content in contents.items():

@@ -8,7 +8,7 @@ import torch
 import yaml
 
 from apps.mole import main
-from mole_vl import Expert, Factors, write_peft
+from mole_vl import Expert, Factors, read_peft, write_peft
 from mole_vl.clusters import Clusters
 from mole_vl.library import ExpertLibrary
 
@@ -54,6 +54,23 @@ def test_peft_folders_go_in_and_out_byte_for_byte(mole, tmp_path):
         assert (tmp_path / "out/past" / file.name).read_bytes() == file.read_bytes()
     library = ExpertLibrary.open(tmp_path / "shelf")
     assert sorted(library) == ["past", "twin"] and library["past"].info.task == "tense"
+
+
+def test_an_export_takes_the_place_of_an_expert_alone(mole, shelf, tmp_path, capsys):
+    for name in ("past", "plural"):
+        mole(f"library export --library shelf --expert {name} --folder out/expert")
+    assert torch.equal(
+        read_peft(tmp_path / "out/expert").layers["layers.0.q"].a,
+        shelf["plural"].expert.layers["layers.0.q"].a,
+    )
+    (tmp_path / "thesis").mkdir()
+    (tmp_path / "thesis/chapter.tex").write_text("years of work")
+    for folder in ("thesis", "."):
+        with pytest.raises(SystemExit) as ended:
+            mole(f"library export --library shelf --expert past --folder {folder}")
+        told = capsys.readouterr().err
+        assert ended.value.code == 2 and told.startswith("error: folder: ")
+    assert (tmp_path / "thesis/chapter.tex").read_text() == "years of work"
 
 
 def test_show_lists_and_tells_all_of_one(mole, shelf, tmp_path):

@@ -204,6 +204,13 @@ def test_a_classifier_is_trained_and_its_probabilities_weigh(place, mole, tmp_pa
         "--encoder encoder"
     )
     own = embedding_classifier.EmbeddingClassifier.load(tmp_path / "judge")
+    (tmp_path / "judge/notes.txt").write_text("of mine")
+    with pytest.raises(SystemExit):
+        mole(
+            "transform classifier --library library --data local://tasks --output judge "
+            "--encoder encoder"
+        )
+    assert (tmp_path / "judge/notes.txt").read_text() == "of mine"
     rows = [rows_of(name)[0] for name in NAMES]
     shares = own.probabilities([row.prompt for row in rows])
     for route, expected in (
