@@ -15,6 +15,7 @@ from mole_vl.faults import refuse
 from mole_vl.files import check_output, new_file
 from mole_vl.library import ExpertInfo, ExpertLibrary
 from mole_vl.library.differences import Changed, expert_difference, library_difference
+from mole_vl.library.names import check_word
 from mole_vl.library.transforms import members
 from mole_vl.svg import standalone
 from nlp.task_sources import listed
@@ -93,7 +94,8 @@ def add(
         replace: Whether it takes the place of the expert of its name, which stays in the history.
     """
     one = read_peft(folder, expert)
-    opened = ExpertLibrary.open(library, create=True)
+    check_word("expert", one.name)
+    opened = ExpertLibrary.open(library, create=not replace)
     if replace:
         info = opened.replace(one, task=task, licence=licence)
     else:

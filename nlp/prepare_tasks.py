@@ -17,6 +17,7 @@ from zlib import crc32
 import numpy as np
 
 from mole_vl.faults import as_messages, at_least, refuse, told
+from mole_vl.library.messages import faults_of_libraries
 from mole_vl.library.names import word_fault
 from mole_vl.program import command
 from nlp.dataset import DatasetRows, open_table
@@ -159,5 +160,5 @@ def _groups(places: Mapping[str, Sequence[int]], most: int) -> list[list[str]]:
 
 
 if __name__ == "__main__":
-    with as_messages("nlp"):
+    with as_messages("nlp"), faults_of_libraries():
         main(command(PrepareTasksConfig))

@@ -61,8 +61,8 @@ def _check_clashes(target: Catalogue, there: Index, infos: Mapping[str, ExpertIn
     if clashes:
         raise NameTakenError(
             f"{target.store.address} has other experts, or other versions, of the names "
-            f"{', '.join(clashes)}: nothing was copied; rename or remove them, or name the rest in "
-            "names="
+            f"{', '.join(clashes)}: nothing was copied; rename or remove them, or name the "
+            "rest alone"
         )
 
 

@@ -227,7 +227,8 @@ def _check_marker(store: Store) -> None:
     if content is None:
         raise FileNotFoundError(
             f"{store.address}: there is no library here ({_MARKER} is missing): check the address, "
-            "and the token if it asks for one, or begin a library with create=True"
+            "and the token if it asks for one; create=True begins a library, as the first "
+            "`mole library add` does"
         )
     said = unsealed(content, f"{store.address}: {_MARKER}").get("format")
     if said != FORMAT:

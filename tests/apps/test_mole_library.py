@@ -1,6 +1,7 @@
 """`mole library`, as it is typed."""
 
 import json
+import shlex
 import sys
 
 import pytest
@@ -11,6 +12,7 @@ from apps.mole import main
 from mole_vl import Expert, Factors, read_peft, write_peft
 from mole_vl.clusters import Clusters
 from mole_vl.library import ExpertLibrary
+from mole_vl.library.disk import Disk
 
 
 def one(name, seed=0, rank=2, width=6):
@@ -30,7 +32,7 @@ def mole(monkeypatch, capsys, tmp_path):
     monkeypatch.chdir(tmp_path)
 
     def mole(command):
-        monkeypatch.setattr(sys, "argv", ["mole", *command.split()])
+        monkeypatch.setattr(sys, "argv", ["mole", *shlex.split(command)])
         main()
         return capsys.readouterr().out
 
@@ -180,7 +182,12 @@ def test_updates_that_cannot_be_compared_are_told_apart(mole, shelf, tmp_path):
 @pytest.mark.parametrize(
     ("command", "message"),
     [
-        ("show --library nowhere", "there is no library here"),
+        ("show --library nowhere", "as the first `mole library add` does"),
+        ("show --library a_file", "a_file is a file, expected the folder of a library"),
+        ("show --library a_file/below", "a_file is a file, expected the folder of a library"),
+        ("add --library a_file/below --folder past_folder", "a_file is a file"),
+        ("show --library zip://nowhere.zip", "zip://nowhere.zip cannot be opened"),
+        ("show --library hf://a*b/c", "hf://a*b/c: the store could not be read or written"),
         ("show --library shelf --expert bob", "has no expert 'bob'; it has french, past, plural"),
         ("add --library shelf --folder nowhere", "nowhere"),
         ("add --library shelf --folder past_folder --expert past", "'past'"),
@@ -202,12 +209,40 @@ def test_updates_that_cannot_be_compared_are_told_apart(mole, shelf, tmp_path):
 )
 def test_a_mistake_is_one_message(mole, shelf, tmp_path, capsys, command, message):
     write_peft(one("past"), tmp_path / "past_folder")
+    (tmp_path / "a_file").write_text("words")
     before = sorted(shelf)
     with pytest.raises(SystemExit) as ended:
         mole(f"library {command}")
     assert ended.value.code == 2 and sorted(shelf) == before
     (told,) = [line for line in capsys.readouterr().err.splitlines() if "error: " in line]
     assert message in told
+
+
+def test_what_is_refused_begins_no_library(mole, tmp_path, capsys):
+    write_peft(one("past"), tmp_path / "past folder")
+    for more in ("", " --expert past --replace"):
+        with pytest.raises(SystemExit):
+            mole(f"library add --library begun --folder 'past folder'{more}")
+    assert not (tmp_path / "begun").exists()
+
+
+@pytest.mark.parametrize("fault", [PermissionError(13, "Permission denied"), RuntimeError("lost")])
+def test_a_store_that_fails_is_one_message(mole, shelf, monkeypatch, capsys, fault):
+    def fail(self, path, **how):
+        raise fault
+
+    monkeypatch.setattr(Disk, "cat_file", fail)
+    with pytest.raises(SystemExit) as ended:
+        mole("library show --library shelf")
+    told = capsys.readouterr().err
+    assert ended.value.code == 2 and told.startswith("error: shelf: the store could not be read")
+    assert str(fault) in told
+
+
+def test_a_fault_of_the_house_keeps_its_traceback(mole, shelf, monkeypatch):
+    monkeypatch.setattr(ExpertLibrary, "list", lambda self: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        mole("library show --library shelf")
 
 
 def test_a_damaged_expert_is_told_where_it_is_needed(mole, shelf, capsys, tmp_path):
