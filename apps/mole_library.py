@@ -12,7 +12,7 @@ from mole_vl.cluster_map import cluster_map
 from mole_vl.clustering import Over, cluster as cluster_updates, cluster_flattened
 from mole_vl.clusters import Clusters
 from mole_vl.faults import refuse
-from mole_vl.files import check_output, new_file
+from mole_vl.files import check_output_file, new_file
 from mole_vl.library import ExpertInfo, ExpertLibrary
 from mole_vl.library.differences import Changed, expert_difference, library_difference
 from mole_vl.library.names import check_word
@@ -197,7 +197,8 @@ def cluster(
             "over is for updates" if by == "factors" and over != "all" else None,
         ],
     )
-    check_output("output", output.parent)
+    for suffix in (".json", ".svg", ".yaml"):
+        check_output_file("output", output.with_suffix(suffix))
     opened = ExpertLibrary.open(library)
     infos = members(opened, listed(experts))
     own = [opened[info.name].expert for info in infos]

@@ -199,6 +199,7 @@ def test_updates_that_cannot_be_compared_are_told_apart(mole, shelf, tmp_path):
         ("cluster --library shelf --k 9", "k is 9, and there are 3 experts"),
         ("cluster --library shelf --k 2 --output out/mbc", "expected a .json file"),
         ("cluster --library shelf --experts past,past", "past is named twice"),
+        ("cluster --library shelf --k 2 --output folder.json", "folder.svg is a folder"),
         ("diff --library shelf", "other is not given"),
         ("diff --library shelf --other shelf --version 1", "version is given, and no expert"),
         ("diff --library shelf --expert past --version 1f1f", "is no version of 'past'"),
@@ -210,10 +211,12 @@ def test_updates_that_cannot_be_compared_are_told_apart(mole, shelf, tmp_path):
 def test_a_mistake_is_one_message(mole, shelf, tmp_path, capsys, command, message):
     write_peft(one("past"), tmp_path / "past_folder")
     (tmp_path / "a_file").write_text("words")
+    (tmp_path / "folder.svg").mkdir()
     before = sorted(shelf)
     with pytest.raises(SystemExit) as ended:
         mole(f"library {command}")
     assert ended.value.code == 2 and sorted(shelf) == before
+    assert not (tmp_path / "folder.json").exists()
     (told,) = [line for line in capsys.readouterr().err.splitlines() if "error: " in line]
     assert message in told
 

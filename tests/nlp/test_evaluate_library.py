@@ -17,7 +17,7 @@ from mole_vl.gates import Arrow, Average
 from mole_vl.library import ExpertLibrary, transforms
 from mole_vl.prototypes import prototypes_of
 from mole_vl.sparsified import dare, ties
-from nlp import embedding_classifier, routes
+from nlp import embedding_classifier, evaluate_library, routes
 from nlp.adapter import blocks, bound
 from nlp.answers import answers
 from nlp.data import collate_prompts, encode_rows
@@ -264,6 +264,7 @@ def test_tasks_of_lm_eval_and_of_the_data_in_one_call(place, mole, tmp_path):
         ("--route uniform --top_k 2 --limit 0", "top_k is for arrow and phatgoose"),
         ("--route weighted", "weights are not given"),
         ('--route weighted --weights {"past":1,"bob":2}', "none for french"),
+        ('--route weighted --weights {"past":.nan,"plural":1,"french":1}', "'past' is nan"),
         ("--route classifier", "classifier is not given"),
         ("--route classifier --classifier nowhere", "mole transform classifier"),
         ("--route nearest", "keeps no centroids-plain of french, past, plural"),
@@ -272,6 +273,8 @@ def test_tasks_of_lm_eval_and_of_the_data_in_one_call(place, mole, tmp_path):
         ("--experts past,past", "past is named twice"),
         ("--base nowhere", "there is no such folder"),
         ("--num_fewshot 2", "num_fewshot is for lm-eval"),
+        ("--tasks no/such.yaml", "; the tasks of data are french, past, plural"),
+        ("--data {}", "data is empty"),
         ("--tasks no/such.yaml", "no YAML file no/such.yaml"),
     ],
 )
@@ -281,6 +284,16 @@ def test_a_mistake_is_one_message(place, mole, capsys, command, message):
     assert ended.value.code == 2
     (told,) = [line for line in capsys.readouterr().err.splitlines() if "error: " in line]
     assert message in told
+
+
+def test_a_folder_in_the_results_place_is_told_before_anything_is_measured(
+    place, mole, capsys, monkeypatch, tmp_path
+):
+    (tmp_path / "results.json").mkdir()
+    monkeypatch.setattr(evaluate_library, "load_shelf_base", None)
+    with pytest.raises(SystemExit):
+        mole("evaluate --library library --data local://tasks --output results.json")
+    assert "output: results.json is a folder, expected a file" in capsys.readouterr().err
 
 
 def test_faults_of_the_shelf_are_one_message(place, mole, capsys, tmp_path):
