@@ -15,7 +15,7 @@ from mole_vl.cross_norms import CrossNorms
 from mole_vl.faults import at_least
 from mole_vl.files import check_output, check_replaceable
 from mole_vl.gates import Average
-from mole_vl.library.transforms import kept
+from mole_vl.library.transforms import keep, kept
 from mole_vl.training import FitConfig
 from nlp.adapter import blocks
 from nlp.centroids import hidden_centroid
@@ -135,8 +135,9 @@ def norms(config: NormsConfig) -> CrossNorms:
     encoded = encoded_by_name(rows, config, model, tokenizer)
     mixture = mix(model, experts, gate=Average(), site="network", blocks=blocks(model))
     found = cross_norms(mixture, encoded, pad=tokenizer.pad_token_id, batch_rows=config.batch_rows)
-    shelf.library.auxiliary.put(NORMS, _by_expert(found, dict(zip(shelf.names, mixture.digests,
-                                                                  strict=True))))  # fmt: skip
+    among = dict(zip(shelf.names, mixture.digests, strict=True))
+    versions = {info.name: info.version for info in shelf.infos}
+    keep(shelf.library, NORMS, _by_expert(found, among), versions)
     heard = found.mean.tolist()
     for name, own, relative in zip(found.names, heard, found.relative.tolist(), strict=True):
         loud = ", ".join(f"{other} {v:.3g}" for other, v in zip(found.names, own, strict=True))

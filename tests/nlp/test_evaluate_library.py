@@ -3,6 +3,7 @@
 import json
 import sys
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 
 import datasets
@@ -14,7 +15,7 @@ from mole_vl import mix
 from mole_vl.arithmetic import weighted_sum
 from mole_vl.cross_norms import CrossNorms
 from mole_vl.gates import Arrow, Average
-from mole_vl.library import ExpertLibrary, transforms
+from mole_vl.library import ExpertLibrary, NameTakenError, transforms
 from mole_vl.prototypes import prototypes_of
 from mole_vl.sparsified import dare, ties
 from nlp import embedding_classifier, evaluate_library, routes
@@ -121,6 +122,20 @@ def test_an_expert_that_is_replaced_gets_prototypes_of_its_own(place, mole):
     mole("transform prototypes --library library --experts past")
     found = place.auxiliary.each("prototypes", ["past", "plural"])
     assert all(torch.equal(found["past"][k], v) for k, v in found["plural"].items())
+
+
+def test_data_of_an_expert_that_is_replaced_meanwhile_are_none_of_the_new_ones(place):
+    new = replace(place["past"].expert, layers=dict([*place["past"].expert.layers.items()][:1]))
+
+    def make(names):
+        made = {name: {"layer": torch.ones(2)} for name in names}
+        place.replace(new)
+        return made
+
+    with pytest.raises(ValueError, match="past was replaced or removed while its notes were"):
+        transforms.kept(place, "notes", NAMES, make)
+    assert sorted(place.auxiliary.all("notes")) == ["french", "plural"]
+    assert sorted(transforms.library_prototypes(place, ["past"])["past"]) == list(new.layers)
 
 
 def test_merges_become_experts_that_no_route_mixes_unless_named(place, mole):
@@ -307,7 +322,10 @@ def test_faults_of_the_shelf_are_one_message(place, mole, capsys, tmp_path):
     assert "no library here" in told("evaluate --library nowhere --data local://tasks")
     assert "no library of tasks" in told("evaluate --library library --data local://nowhere")
     assert "neither tasks nor data" in told("evaluate --library library")
-    assert "take another name" in told("transform merge --library library --to past")
+    assert "choose another name" in told("transform merge --library library --to past")
+    assert "name is 'a/b'" in told("transform merge --library library --to a/b")
+    with pytest.raises(NameTakenError):
+        transforms.library_merge(place, "past", "uniform", NAMES)
     assert "'past'" in told("transform ties --library library --to past")
     assert "density is 2" in told("transform ties --library library --to x --density 2")
     assert "weights lack" in told('transform merge --library library --to x --weights {"past":1}')
