@@ -26,7 +26,7 @@ from mole_vl.library.weights import StoredExpert
 from mole_vl.peft_folder import CONFIG, WEIGHTS
 
 FORMAT = "mole-vl library 1"
-_MARKER = "library.json"
+MARKER = "library.json"
 
 
 class ExpertLibrary:
@@ -76,7 +76,7 @@ class ExpertLibrary:
         """
         store = open_store(str(uri), token, options)
         if create:
-            store.ensure({_MARKER: sealed({"format": FORMAT})})
+            store.ensure({MARKER: sealed({"format": FORMAT})})
         _check_marker(store)
         library = ExpertLibrary(store, Path(cache) if cache else cache_folder() / "experts")
         return library if destination is None else library.clone(destination, cache=cache)
@@ -223,16 +223,16 @@ class ExpertLibrary:
 
 
 def _check_marker(store: Store) -> None:
-    content = store.read([_MARKER], store.mark()).get(_MARKER)
+    content = store.read([MARKER], store.mark()).get(MARKER)
     if content is None:
         raise FileNotFoundError(
-            f"{store.address}: there is no library here ({_MARKER} is missing): check the address, "
+            f"{store.address}: there is no library here ({MARKER} is missing): check the address, "
             "and the token if it asks for one; create=True begins a library, as the first "
             "`mole library add` does"
         )
-    said = unsealed(content, f"{store.address}: {_MARKER}").get("format")
+    said = unsealed(content, f"{store.address}: {MARKER}").get("format")
     if said != FORMAT:
         raise ValueError(
-            f"{store.address}: {_MARKER} says {said!r}, expected {FORMAT!r}: a newer mole-vl may "
+            f"{store.address}: {MARKER} says {said!r}, expected {FORMAT!r}: a newer mole-vl may "
             "read it"
         )
