@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib import import_module
 from importlib.util import find_spec
@@ -69,9 +70,11 @@ def _local(uri: str, rest: str, access: Access) -> Store:
     if not rest:
         raise ValueError(f"{uri!r} names no folder")
     folder = Path(rest).expanduser().absolute()
-    standing = next(place for place in (folder, *folder.parents) if place.exists())
-    if not standing.is_dir():
-        raise ValueError(f"{uri}: {standing} is a file, expected the folder of a library")
+    # What may not be looked into, whoever reads it tells.
+    with suppress(OSError):
+        standing = next(place for place in (folder, *folder.parents) if place.exists())
+        if not standing.is_dir():
+            raise ValueError(f"{uri}: {standing} is a file, expected the folder of a library")
     return FileStore(uri, Disk(**access.options), str(folder))
 
 

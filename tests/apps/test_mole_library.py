@@ -184,6 +184,7 @@ def test_updates_that_cannot_be_compared_are_told_apart(mole, shelf, tmp_path):
     [
         ("show --library nowhere", "as the first `mole library add` does"),
         ("show --library a_file", "a_file is a file, expected the folder of a library"),
+        (f"show --library {'x' * 300}", "the store could not be read or written"),
         ("show --library a_file/below", "a_file is a file, expected the folder of a library"),
         ("add --library a_file/below --folder past_folder", "a_file is a file"),
         ("show --library zip://nowhere.zip", "zip://nowhere.zip cannot be opened"),
