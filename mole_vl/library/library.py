@@ -13,7 +13,7 @@ from mole_vl.library.auxiliary import Auxiliary
 from mole_vl.library.batch import Batch
 from mole_vl.library.catalogue import Catalogue, Listing
 from mole_vl.library.checking import Report, checked
-from mole_vl.library.cloning import clone
+from mole_vl.library.cloning import clone, sound
 from mole_vl.library.disk import Memory
 from mole_vl.library.file_store import FileStore
 from mole_vl.library.info import About, ExpertInfo
@@ -217,8 +217,11 @@ class ExpertLibrary:
             DamagedExpertError: An expert is damaged; nothing is copied. Name the others in `names`.
             NameTakenError: Another expert or version has a name there; nothing is copied.
         """
+        wanted = None if names is None else list(names)
+        # Before a library is begun there.
+        sound(self._catalogue, self._catalogue.log.read(), wanted)
         target = ExpertLibrary.open(uri, token, create=True, options=options, cache=cache)
-        clone(self._catalogue, target._catalogue, names)
+        clone(self._catalogue, target._catalogue, wanted)
         return target
 
 

@@ -230,6 +230,15 @@ def test_what_is_refused_begins_no_library(mole, tmp_path, capsys):
     assert not (tmp_path / "begun").exists()
 
 
+def test_a_clone_of_what_is_not_there_begins_no_library(mole, shelf, tmp_path):
+    with pytest.raises(SystemExit):
+        mole("library clone --library shelf --to copy --experts past,bob")
+    next((tmp_path / "shelf/experts/past").rglob("expert.json")).write_bytes(b"")
+    with pytest.raises(SystemExit):
+        mole("library clone --library shelf --to copy")
+    assert not (tmp_path / "copy").exists()
+
+
 @pytest.mark.parametrize("fault", [PermissionError(13, "Permission denied"), RuntimeError("lost")])
 def test_a_store_that_fails_is_one_message(mole, shelf, monkeypatch, capsys, fault):
     def fail(self, path, **how):
