@@ -11,13 +11,12 @@ Hub's login (HF_TOKEN), Azure (AZURE_STORAGE_SAS_TOKEN, AZURE_STORAGE_CONNECTION
 (AWS_ACCESS_KEY_ID) and Google keep in the environment.
 """
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from apps import mole_library, mole_transform
 from mole_vl.faults import as_messages
-from mole_vl.library import ContendedError, MissingExpertError
+from mole_vl.library.messages import faults_of_libraries
 from mole_vl.program import command
 from nlp.evaluate_library import EvaluateLibraryConfig, evaluate_library
 
@@ -32,18 +31,9 @@ RUNS: Mapping[type, Callable[[Any], object]] = {
 }
 
 
-@contextmanager
-def _faults_of_libraries() -> Iterator[None]:
-    """What a library says of names, writers and extras, as the faults of a command."""
-    try:
-        yield
-    except (MissingExpertError, ContendedError, ModuleNotFoundError) as error:
-        raise ValueError(str(error)) from error
-
-
 def main() -> None:
     """Run the command that is typed."""
-    with as_messages("nlp", "apps"), _faults_of_libraries():
+    with as_messages("nlp", "apps"), faults_of_libraries():
         settings = command(COMMANDS, "mole", __doc__)
         if type(settings) in RUNS:
             RUNS[type(settings)](settings)

@@ -12,9 +12,10 @@ from mole_vl.cluster_map import cluster_map
 from mole_vl.clustering import Over, cluster as cluster_updates, cluster_flattened
 from mole_vl.clusters import Clusters
 from mole_vl.faults import refuse
-from mole_vl.files import check_output, new_file
+from mole_vl.files import check_output_file, new_file
 from mole_vl.library import ExpertInfo, ExpertLibrary
 from mole_vl.library.differences import Changed, expert_difference, library_difference
+from mole_vl.library.names import check_word
 from mole_vl.library.transforms import members
 from mole_vl.svg import standalone
 from nlp.task_sources import listed
@@ -93,7 +94,8 @@ def add(
         replace: Whether it takes the place of the expert of its name, which stays in the history.
     """
     one = read_peft(folder, expert)
-    opened = ExpertLibrary.open(library, create=True)
+    check_word("expert", one.name)
+    opened = ExpertLibrary.open(library, create=not replace)
     if replace:
         info = opened.replace(one, task=task, licence=licence)
     else:
@@ -107,9 +109,8 @@ def export(library: str, expert: str, folder: Path) -> None:
     Args:
         library: Address of the library.
         expert: Its name.
-        folder: The folder to be written.
+        folder: The folder to be written; another expert's there is replaced.
     """
-    check_output("folder", folder)
     ExpertLibrary.open(library).export_peft(expert, folder)
     print(f"{expert} is in {folder}")
 
@@ -196,7 +197,8 @@ def cluster(
             "over is for updates" if by == "factors" and over != "all" else None,
         ],
     )
-    check_output("output", output.parent)
+    for suffix in (".json", ".svg", ".yaml"):
+        check_output_file("output", output.with_suffix(suffix))
     opened = ExpertLibrary.open(library)
     infos = members(opened, listed(experts))
     own = [opened[info.name].expert for info in infos]

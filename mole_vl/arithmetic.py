@@ -1,12 +1,13 @@
 """Sums of experts as experts, exact on Delta-W: ranks add up, nothing is decomposed."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 
 from mole_vl.experts import Expert, Factors
 from mole_vl.faults import refuse
-from mole_vl.updates import faults_of_dora
+from mole_vl.updates import faults_of_dora, fitted
 
 
 def weighted_sum(name: str, experts: Sequence[Expert], weights: Sequence[float]) -> Expert:
@@ -28,10 +29,10 @@ def weighted_sum(name: str, experts: Sequence[Expert], weights: Sequence[float])
             *faults_of_dora(experts),
         ],
     )
-    parts: dict[str, list[tuple[Factors, float]]] = {}
+    parts: dict[str, list[tuple[Expert, float]]] = {}
     for expert, weight in zip(experts, weights, strict=True):
-        for path, factors in expert.layers.items() if weight else ():
-            parts.setdefault(path, []).append((factors, weight))
+        for path in expert.layers if weight else ():
+            parts.setdefault(path, []).append((expert, weight))
     if not parts:
         raise ValueError("weighted_sum: with these weights nothing changes the base")
     return Expert(name, {path: _joined(path, own) for path, own in parts.items()})
@@ -48,18 +49,17 @@ def faults_of_weights(experts: Sequence[Expert], weights: Sequence[float]) -> li
     ]
 
 
-def _joined(path: str, parts: Sequence[tuple[Factors, float]]) -> Factors:
-    shape = parts[0][0].shape
+def _joined(path: str, parts: Sequence[tuple[Expert, float]]) -> Factors:
+    experts, weights = zip(*parts, strict=True)
     try:
-        fitted = [(factors.fitted(shape), weight) for factors, weight in parts]
+        own = fitted(path, experts)
     except ValueError as error:
-        raise ValueError(f"weighted_sum: at {path}, {error}") from error
-    if len(fitted) == 1:
-        ((alone, weight),) = fitted
-        return Factors(alone.a, alone.b, alone.scale * weight)
-    a = torch.cat([factors.a.float() for factors, _ in fitted])
-    b = torch.cat([factors.b.float() * (factors.scale * w) for factors, w in fitted], dim=1)
-    return Factors(a, b, 1.0)
+        raise ValueError(f"weighted_sum: {error}") from error
+    if len(own) == 1:
+        return replace(own[0], scale=own[0].scale * weights[0])
+    a = torch.cat([factors.a.float() for factors in own])
+    scaled = zip(own, weights, strict=True)
+    return Factors(a, torch.cat([f.b.float() * (f.scale * w) for f, w in scaled], dim=1), 1.0)
 
 
 def without_general(experts: Sequence[Expert], general: Sequence[Expert]) -> list[Expert]:

@@ -110,8 +110,9 @@ class Clusters:
             FileNotFoundError: There is no such file.
             ValueError: It holds no clusters.
         """
+        found = read_object(Path(path))
         try:
-            return cls.from_data(read_object(Path(path)))
+            return cls.from_data(found)
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from error
 

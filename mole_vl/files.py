@@ -113,6 +113,13 @@ def check_output(name: str, folder: Path) -> None:
         raise ValueError(f"{name}: {folder} cannot be written: {error.strerror}") from error
 
 
+def check_output_file(name: str, file: Path) -> None:
+    """Raise ValueError, naming the setting, unless a file can be written there."""
+    check_output(name, file.parent)
+    if file.is_dir():
+        raise ValueError(f"{name}: {file} is a folder, expected a file")
+
+
 def check_replaceable(name: str, folder: Path, own: Collection[str], what: str) -> None:
     """Raise ValueError unless a folder can be written anew: it holds nothing that would be lost.
 

@@ -28,17 +28,32 @@ def updates_by_layer(subject: str, experts: Sequence[Expert]) -> dict[str, list[
     refuse(subject, told(faults_of_dora(experts)))
     updates, faults = {}, []
     for path in paths:
-        first = next(expert for expert in experts if path in expert.layers)
-        shape = first.layers[path].shape
+        own = [expert for expert in experts if path in expert.layers]
         try:
-            updates[path] = [
-                None if (own := expert.layers.get(path)) is None else own.fitted(shape)
-                for expert in experts
-            ]
+            found = iter(fitted(path, own))
+            updates[path] = [next(found) if path in one.layers else None for one in experts]
         except ValueError as fault:
-            faults.append(f"at {path}, {fault}, as {first.name!r} has it")
+            faults.append(str(fault))
     refuse(subject, told(faults))
     return updates
+
+
+def fitted(path: str, experts: Sequence[Expert]) -> list[Factors]:
+    """The factors of experts that all change a layer, of the first one's shape.
+
+    Raises:
+        ValueError: One of them knows the layer in another shape.
+    """
+    first = experts[0]
+    found = []
+    for one in experts:
+        try:
+            found.append(one.layers[path].fitted(first.layers[path].shape))
+        except ValueError as fault:
+            raise ValueError(
+                f"at {path}, expert {one.name!r} has {fault}, as {first.name!r} has it"
+            ) from fault
+    return found
 
 
 def on_common_layers(experts: Sequence[Expert]) -> list[Expert]:

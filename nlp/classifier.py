@@ -98,7 +98,8 @@ def hard(probabilities: Tensor) -> Tensor:
 def write_header(folder: Path, kind: Kind, tasks: Sequence[str], **more: object) -> None:
     """Write what a classifier is into its folder."""
     header = {"kind": kind, "tasks": list(tasks), **more}
-    (folder / HEADER).write_text(json.dumps(header, indent=2, ensure_ascii=False) + "\n")
+    text = json.dumps(header, indent=2, ensure_ascii=False) + "\n"
+    (folder / HEADER).write_text(text, encoding="utf-8")
 
 
 def read_header(folder: Path, kind: Kind) -> Mapping[str, Any]:

@@ -17,7 +17,7 @@ from nlp.classifier import HEADER, Labelled, labels_of, read_header, write_heade
 from nlp.encoders import BUILT_IN_ENCODER, Reader, encoder_source, in_batches
 from nlp.models import found
 
-_HEAD = "head.safetensors"
+HEAD = "head.safetensors"
 # The inverse of the head's L2 penalty. Embeddings of norm 1 are close to each other: the usual 1.0
 # would leave all tasks nearly as probable as one another.
 _C = 100.0
@@ -81,7 +81,7 @@ class EmbeddingClassifier:
     def save(self, folder: Path, **about: object) -> None:
         """Write the head, and the encoder's name; `about` goes into the header too."""
         with new_folder(folder) as partial:
-            save_file({"weight": self.weight, "bias": self.bias}, partial / _HEAD)
+            save_file({"weight": self.weight, "bias": self.bias}, partial / HEAD)
             write_header(partial, "embedding", self.tasks, encoder=self.embed.name, **about)
 
     @classmethod
@@ -93,13 +93,13 @@ class EmbeddingClassifier:
             ValueError: It is of another kind, or its head does not fit.
         """
         header = read_header(folder, "embedding")
-        check_file("classifier", folder / _HEAD, "the head of an embedding classifier")
-        head = read_tensors(folder / _HEAD)
+        check_file("classifier", folder / HEAD, "the head of an embedding classifier")
+        head = read_tensors(folder / HEAD)
         embed = Embedder(header["encoder"])
         tasks = header["tasks"]
         expected = {"weight": (len(tasks), embed.width), "bias": (len(tasks),)}
         refuse(
-            str(folder / _HEAD),
+            str(folder / HEAD),
             [_odd(name, head.get(name), shape, embed.name) for name, shape in expected.items()],
         )
         return cls(embed, head["weight"], head["bias"], tasks)

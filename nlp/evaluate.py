@@ -15,7 +15,7 @@ from accelerate import PartialState
 
 from mole_vl import Expert, Mixture, mix, mix_from, read_peft
 from mole_vl.faults import as_messages, at_least, refuse
-from mole_vl.files import check_file, check_output, new_file
+from mole_vl.files import check_file, check_output_file, new_file
 from mole_vl.gates import Average, GateSpec
 from mole_vl.program import command
 from mole_vl.sites import SiteKind
@@ -132,9 +132,7 @@ def main(config: EvaluateConfig) -> None:
     state = PartialState()
     if state.num_processes > 1:
         raise ValueError(f"evaluation runs in one process, and here are {state.num_processes}")
-    check_output("output", config.output.parent)
-    if config.output.is_dir():
-        raise ValueError(f"output: {config.output} is a folder, expected a file")
+    check_output_file("output", config.output)
     if config.gates is not None:
         check_file("gates", config.gates, "a file of gates, such as model.safetensors")
     experts = [read_peft(folder) for folder in config.experts]

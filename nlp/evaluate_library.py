@@ -10,7 +10,7 @@ from accelerate import PartialState
 
 from mole_vl import Mixture
 from mole_vl.faults import at_least, refuse
-from mole_vl.files import check_output, new_file
+from mole_vl.files import check_output_file, new_file
 from mole_vl.specs import to_data
 from nlp.answers import exact_match
 from nlp.dataset import RowSource
@@ -48,6 +48,9 @@ class EvaluateLibraryConfig(RouteConfig):
             *super().faults(),
             at_least("limit", self.limit, 1),
             at_least("num_fewshot", self.num_fewshot, 0),
+            "data is empty, expected an address, or tasks"
+            if self.data is not None and not self.data
+            else None,
             "neither tasks nor data are given"
             if not listed(self.tasks) and self.data is None
             else None,
@@ -73,13 +76,12 @@ def evaluate_library(config: EvaluateLibraryConfig) -> dict[str, Any]:
             `nlp.routes.routed`.
     """
     if config.output is not None:
-        check_output("output", config.output.parent)
+        check_output_file("output", config.output)
     shelf = open_shelf(config)
     tasks = None if config.data is None else open_tasks("data", config.data)
     own, others = _divided(config, tasks)
     rows = {task: list(tasks.rows(task))[: config.limit] for task in own} if tasks else {}
-    harness = Harness() if others else None
-    loaded = harness.load(others) if harness else []
+    harness, loaded = _asked_of_harness(others, tasks)
     model, tokenizer = load_shelf_base(config, shelf)
     encoded = encoded_by_name(rows, config, model, tokenizer)
     mixture, around = routed(model, tokenizer, shelf, config)
@@ -109,7 +111,8 @@ def evaluate_library(config: EvaluateLibraryConfig) -> dict[str, Any]:
         text = harness.to_json(found)
     if config.output is not None:
         with new_file(config.output) as partial:
-            partial.write_text(text or json.dumps(found, indent=2, ensure_ascii=False))
+            said = text or json.dumps(found, indent=2, ensure_ascii=False)
+            partial.write_text(said, encoding="utf-8")
         print(f"results in {config.output}")
     return found
 
@@ -128,6 +131,22 @@ def _divided(config: EvaluateLibraryConfig, tasks: Tasks | None) -> tuple[list[s
         ],
     )
     return [task for task in asked if task in known], others
+
+
+def _asked_of_harness(
+    asked: Sequence[str], tasks: Tasks | None
+) -> tuple[Harness | None, list[Any]]:
+    """lm-eval, if it is asked for anything, and what it is asked for."""
+    if not asked:
+        return None, []
+    try:
+        harness = Harness()
+        return harness, harness.load(asked)
+    except (ValueError, FileNotFoundError) as error:
+        if tasks is None:
+            raise
+        # A task of the data that was mistyped is none of lm-eval's either.
+        raise ValueError(f"{error}; the tasks of data are {', '.join(tasks.names)}") from error
 
 
 def _measured(config: EvaluateLibraryConfig, shelf: Shelf, mixture: Mixture) -> dict[str, Any]:

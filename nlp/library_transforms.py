@@ -13,17 +13,17 @@ from torch import Tensor
 from mole_vl import mix
 from mole_vl.cross_norms import CrossNorms
 from mole_vl.faults import at_least
-from mole_vl.files import check_output
+from mole_vl.files import check_output, check_replaceable
 from mole_vl.gates import Average
-from mole_vl.library.transforms import kept
+from mole_vl.library.transforms import keep, kept
 from mole_vl.training import FitConfig
 from nlp.adapter import blocks
 from nlp.centroids import hidden_centroid
-from nlp.classifier import Labelled
+from nlp.classifier import HEADER, Labelled
 from nlp.cross_norms import cross_norms
 from nlp.data import Style
 from nlp.dataset import RowSource
-from nlp.embedding_classifier import Embedder, train_embedding
+from nlp.embedding_classifier import HEAD, Embedder, train_embedding
 from nlp.encoders import BUILT_IN_ENCODER
 from nlp.shelf import (
     ShelfConfig,
@@ -135,8 +135,9 @@ def norms(config: NormsConfig) -> CrossNorms:
     encoded = encoded_by_name(rows, config, model, tokenizer)
     mixture = mix(model, experts, gate=Average(), site="network", blocks=blocks(model))
     found = cross_norms(mixture, encoded, pad=tokenizer.pad_token_id, batch_rows=config.batch_rows)
-    shelf.library.auxiliary.put(NORMS, _by_expert(found, dict(zip(shelf.names, mixture.digests,
-                                                                  strict=True))))  # fmt: skip
+    among = dict(zip(shelf.names, mixture.digests, strict=True))
+    versions = {info.name: info.version for info in shelf.infos}
+    keep(shelf.library, NORMS, _by_expert(found, among), versions)
     heard = found.mean.tolist()
     for name, own, relative in zip(found.names, heard, found.relative.tolist(), strict=True):
         loud = ", ".join(f"{other} {v:.3g}" for other, v in zip(found.names, own, strict=True))
@@ -193,7 +194,7 @@ def phatgoose(config: PhatgooseLibraryConfig) -> dict[str, dict[str, Tensor]]:
 
 def classifier(config: ClassifierConfig) -> None:
     """Train a classifier whose tasks are the experts' names, and write its folder."""
-    check_output("output", config.output)
+    check_replaceable("output", config.output, (HEADER, HEAD), "a classifier")
     shelf, tasks = open_shelf(config), open_tasks("data", config.data)
     rows = rows_by_expert(shelf.infos, tasks, config.limit)
     examples = [Labelled(row.prompt, name) for name, own in rows.items() for row in own]

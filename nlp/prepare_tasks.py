@@ -16,7 +16,8 @@ from zlib import crc32
 
 import numpy as np
 
-from mole_vl.faults import as_messages, at_least, refuse, told
+from mole_vl.faults import as_messages, at_least, refuse, some, told
+from mole_vl.library.messages import faults_of_libraries
 from mole_vl.library.names import word_fault
 from mole_vl.program import command
 from nlp.dataset import DatasetRows, open_table
@@ -104,7 +105,8 @@ def places_by_task(config: PrepareTasksConfig, said: Sequence[str]) -> dict[str,
         f"tasks of {config}",
         told(
             [
-                *(f"there is no task {task!r}" for task in asked if task not in found),
+                *(f"there is no task {task!r}; there are {some(sorted(found))}"
+                  for task in asked if task not in found),
                 *(f"{fault} (or underscores true)" for task in wanted
                   if (fault := word_fault("task", task))),
                 *(f"{' and '.join(sorted(called[task]))} are both called {task!r}"
@@ -159,5 +161,5 @@ def _groups(places: Mapping[str, Sequence[int]], most: int) -> list[list[str]]:
 
 
 if __name__ == "__main__":
-    with as_messages("nlp"):
+    with as_messages("nlp"), faults_of_libraries():
         main(command(PrepareTasksConfig))

@@ -1,5 +1,6 @@
 """What a private library is made of: its settings."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -62,6 +63,15 @@ class PrivateLibraryConfig:
                     for name, tasks in self.experts.items()
                     if not listed(tasks)
                 ),
+                *(
+                    f"expert {name!r} has the task {task} twice"
+                    for name, tasks in self.experts.items()
+                    for task, times in Counter(listed(tasks)).items()
+                    if times > 1
+                ),
+                f"library and data are both {self.library!r}, expected an address each"
+                if self.library and self.library == self.data
+                else None,
                 at_least("context", self.context, 2),
                 "fit.micro_rows is set, and together all experts' rows run as one batch: take "
                 "fewer rows, or fewer experts at once by only"

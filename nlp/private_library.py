@@ -21,6 +21,7 @@ from mole_vl import Mixture
 from mole_vl.faults import as_messages, differences, some
 from mole_vl.files import check_output, digest_contents
 from mole_vl.library import ExpertLibrary
+from mole_vl.library.messages import faults_of_libraries
 from mole_vl.program import command
 from mole_vl.specs import to_data
 from mole_vl.targets import check_targets
@@ -229,5 +230,5 @@ def main(config: PrivateLibraryConfig) -> list[Outcome]:
 
 
 if __name__ == "__main__":
-    with as_messages("nlp"):
+    with as_messages("nlp"), faults_of_libraries():
         main(command(PrivateLibraryConfig))

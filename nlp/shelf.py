@@ -97,7 +97,7 @@ def load_shelf_base(config: ShelfConfig, shelf: Shelf) -> tuple[PreTrainedModel,
 
 def tasks_of(info: ExpertInfo) -> tuple[str, ...]:
     """The tasks that an expert was trained for; if it tells none, the one that is called as it."""
-    return listed(info.task or "") or (info.name,)
+    return tuple(dict.fromkeys(listed(info.task or ""))) or (info.name,)
 
 
 def rows_by_expert(

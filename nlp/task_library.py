@@ -12,6 +12,7 @@ from typing import Any
 from mole_vl.faults import refuse, some
 from mole_vl.library.addresses import open_store
 from mole_vl.library.errors import TakenError
+from mole_vl.library.library import MARKER as EXPERTS_MARKER
 from mole_vl.library.names import word_fault
 from mole_vl.library.seals import sealed, unsealed
 from mole_vl.library.stores import Change, Store
@@ -55,6 +56,12 @@ class TaskLibrary:
         """
         store = open_store(str(uri), token, options)
         if create:
+            # Each would write its own list over the other's.
+            if store.read([EXPERTS_MARKER], store.mark()):
+                raise ValueError(
+                    f"{uri}: a library of experts is here, expected a place of the tasks' own: "
+                    "take another address"
+                )
             store.ensure({_MARKER: sealed({"format": FORMAT})})
         content = store.read([_MARKER], store.mark()).get(_MARKER)
         if content is None:

@@ -1,6 +1,7 @@
 """Rows by task, wherever they come from: a library of tasks, or a source for each task."""
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Protocol
 
 from mole_vl.faults import refuse
@@ -56,6 +57,11 @@ def open_tasks(setting: str, data: str | Mapping[str, RowSource]) -> Tasks:
     """
     if not isinstance(data, str):
         return _Named(setting, data)
+    if Path(data).is_file():
+        raise ValueError(
+            f"{setting}: {data} is a file, expected a library of tasks, or files by task such as "
+            f"{{TASK: {data}}}"
+        )
     library = TaskLibrary.open(data)
     found = _Kept(library)
     refuse(setting, [None if found.names else f"{data} has no tasks yet"])

@@ -1,11 +1,13 @@
 """Constant weights: the merges that everybody knows, as gates."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
+from mole_vl.faults import refuse
 from mole_vl.gates.gate import Gate, GateInput, GateSpec
 from mole_vl.gates.output import GateOutput
 from mole_vl.layers import MixtureLayer
@@ -94,10 +96,28 @@ class Constants(_ConstantSpec):
     Args:
         weights: Weight of each expert by name.
         by_site: Other weights for some sites, by the site's name.
+
+    Raises:
+        ValueError: A weight is no finite number.
     """
 
     weights: Mapping[str, float]
     by_site: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        given = [
+            ("", self.weights),
+            *((f" at {site!r}", own) for site, own in self.by_site.items()),
+        ]
+        refuse(
+            "Constants",
+            [
+                f"the weight of {name!r}{where} is {weight}, expected a finite number"
+                for where, weights in given
+                for name, weight in weights.items()
+                if not math.isfinite(float(weight))
+            ],
+        )
 
     def build(self, experts: Sequence[str], site: Site, matrices: Sequence[MixtureLayer]) -> Gate:
         """The gate of one site as a module."""

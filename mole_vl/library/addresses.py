@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib import import_module
 from importlib.util import find_spec
@@ -45,6 +46,7 @@ def open_store(uri: str, token: str | None, options: Mapping[str, Any] | None) -
 
     Raises:
         ValueError: It is no address, or not one of this kind of store.
+        FileNotFoundError: It is in an archive that cannot be opened.
         ModuleNotFoundError: The store needs an extra that is not installed.
     """
     scheme, colon, rest = uri.partition("://")
@@ -67,7 +69,13 @@ def _local(uri: str, rest: str, access: Access) -> Store:
     _refuse_credential(uri, access, "a disk asks for none")
     if not rest:
         raise ValueError(f"{uri!r} names no folder")
-    return FileStore(uri, Disk(**access.options), str(Path(rest).expanduser().absolute()))
+    folder = Path(rest).expanduser().absolute()
+    # What may not be looked into, whoever reads it tells.
+    with suppress(OSError):
+        standing = next(place for place in (folder, *folder.parents) if place.exists())
+        if not standing.is_dir():
+            raise ValueError(f"{uri}: {standing} is a file, expected the folder of a library")
+    return FileStore(uri, Disk(**access.options), str(folder))
 
 
 def _virtual(uri: str, rest: str, access: Access) -> Store:
@@ -110,8 +118,12 @@ def _fsspec(uri: str, url: str, options: Mapping[str, Any], *, exclusive: bool) 
     # A kept listing would hide what others have written since.
     try:
         files, root = url_to_fs(url, use_listings_cache=False, **options)
-    except (ImportError, ValueError) as error:
-        raise type(error)(f"{uri}: {error}") from error
+    except ImportError as error:
+        raise ModuleNotFoundError(f"{uri}: {error}") from error
+    except OSError as error:
+        raise FileNotFoundError(f"{uri} cannot be opened: {error}") from error
+    except ValueError as error:
+        raise ValueError(f"{uri}: {error}") from error
     return FileStore(uri, files, root, exclusive)
 
 

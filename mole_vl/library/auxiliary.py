@@ -37,6 +37,7 @@ class Auxiliary:
             MissingExpertError: There is no such expert.
             ValueError: The kind is no plain word, or a value can be written as neither.
         """
+        check_word("kind", kind)
         with self._batch() as batch:
             batch.attach(kind, values)
 

@@ -26,7 +26,10 @@ def next_file(paths: Iterable[str], version: str, kind: str, value: Any) -> dict
     """The file that holds a value, the next of its kind beside those there are, and its entry."""
     tensors = isinstance(value, Mapping) and {isinstance(part, Tensor) for part in value.values()}
     if tensors == {True}:
-        content = save({key: part.detach().cpu().contiguous() for key, part in value.items()})
+        # Tensors that share memory, safetensors refuses.
+        content = save(
+            {key: part.detach().cpu().contiguous().clone() for key, part in value.items()}
+        )
     else:
         content = sealed({"value": value})
     taken = [

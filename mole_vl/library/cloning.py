@@ -21,7 +21,7 @@ def clone(source: Catalogue, target: Catalogue, names: Iterable[str] | None) -> 
         NameTakenError: The target has another expert or version of a name.
     """
     index, there = source.log.read(), target.log.read()
-    infos = _sound(source, index, index.present() if names is None else names)
+    infos = sound(source, index, names)
     _check_clashes(target, there, infos)
     data = latest_files(source.store.find(AUXILIARY, index.mark))
     # What a clone that was broken off has brought need not be read again.
@@ -38,9 +38,15 @@ def clone(source: Catalogue, target: Catalogue, names: Iterable[str] | None) -> 
                 batch.point(info, folder)
 
 
-def _sound(source: Catalogue, index: Index, names: Iterable[str]) -> dict[str, ExpertInfo]:
-    """What is known of these experts, none of whose pointers and `expert.json` is damaged."""
-    heads = [present(index.heads, name, source.store.address) for name in names]
+def sound(source: Catalogue, index: Index, names: Iterable[str] | None) -> dict[str, ExpertInfo]:
+    """What is known of these experts or all, none of whose pointers and `expert.json` is damaged.
+
+    Raises:
+        MissingExpertError: There is no expert of a name.
+        DamagedExpertError: One of them is damaged there.
+    """
+    wanted = index.present() if names is None else names
+    heads = [present(index.heads, name, source.store.address) for name in wanted]
     infos = source.infos(heads, index.mark)
     for info in infos.values():
         if isinstance(info, DamagedExpertError):
@@ -61,8 +67,8 @@ def _check_clashes(target: Catalogue, there: Index, infos: Mapping[str, ExpertIn
     if clashes:
         raise NameTakenError(
             f"{target.store.address} has other experts, or other versions, of the names "
-            f"{', '.join(clashes)}: nothing was copied; rename or remove them, or name the rest in "
-            "names="
+            f"{', '.join(clashes)}: nothing was copied; rename or remove them, or name the "
+            "rest alone"
         )
 
 

@@ -60,7 +60,7 @@ class Draft:
             if head.present:
                 raise NameTakenError(
                     f"{self._address}: the expert {name!r} is there; to go back to an older one, "
-                    f"say which: restore({name!r}, version=...), of history({name!r})"
+                    "name its version, one of its history"
                 )
             folder = head.folder
         self._point(name, "restore", str(folder))

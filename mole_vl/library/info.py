@@ -79,8 +79,8 @@ class About(TypedDict, total=False):
     """
 
     task: str | None
-    training: Mapping[str, Any] | None
     licence: str | None
+    training: Mapping[str, Any] | None
 
 
 def described(contents: Mapping[str, bytes], name: str, about: About) -> tuple[ExpertInfo, bytes]:
@@ -95,6 +95,11 @@ def described(contents: Mapping[str, bytes], name: str, about: About) -> tuple[E
         "library",
         [
             word_fault("name", name),
+            *(
+                f"{key} is unknown, expected {', '.join(About.__annotations__)}"
+                for key in about
+                if key not in About.__annotations__
+            ),
             *(_no_text(key, text) for key, text in texts.items()),
             instance_of("training", training, Mapping),
         ],
@@ -120,7 +125,10 @@ def described(contents: Mapping[str, bytes], name: str, about: About) -> tuple[E
 
 
 def _no_text(name: str, value: object) -> str | None:
-    return None if value is None else instance_of(name, value, str)
+    if not isinstance(value, str):
+        return None if value is None else instance_of(name, value, str)
+    whole = value.encode(errors="replace").decode() == value
+    return None if whole else f"{name} is {value!r}, which holds half a character"
 
 
 def read_info(content: bytes, name: str, version: str, where: str) -> ExpertInfo:

@@ -7,13 +7,13 @@ from typing import Any
 from typing_extensions import Unpack
 
 from mole_vl.experts import Expert
-from mole_vl.files import new_folder
+from mole_vl.files import check_replaceable, new_folder
 from mole_vl.library.addresses import cache_folder, open_store
 from mole_vl.library.auxiliary import Auxiliary
 from mole_vl.library.batch import Batch
 from mole_vl.library.catalogue import Catalogue, Listing
 from mole_vl.library.checking import Report, checked
-from mole_vl.library.cloning import clone
+from mole_vl.library.cloning import clone, sound
 from mole_vl.library.disk import Memory
 from mole_vl.library.file_store import FileStore
 from mole_vl.library.info import About, ExpertInfo
@@ -23,9 +23,10 @@ from mole_vl.library.scores import Scores
 from mole_vl.library.seals import sealed, unsealed
 from mole_vl.library.stores import Store
 from mole_vl.library.weights import StoredExpert
+from mole_vl.peft_folder import CONFIG, WEIGHTS
 
 FORMAT = "mole-vl library 1"
-_MARKER = "library.json"
+MARKER = "library.json"
 
 
 class ExpertLibrary:
@@ -75,7 +76,7 @@ class ExpertLibrary:
         """
         store = open_store(str(uri), token, options)
         if create:
-            store.ensure({_MARKER: sealed({"format": FORMAT})})
+            store.ensure({MARKER: sealed({"format": FORMAT})})
         _check_marker(store)
         library = ExpertLibrary(store, Path(cache) if cache else cache_folder() / "experts")
         return library if destination is None else library.clone(destination, cache=cache)
@@ -165,9 +166,11 @@ class ExpertLibrary:
         """Write an expert's two files as a PEFT LoRA folder, byte for byte, in one rename.
 
         Raises:
+            ValueError: The folder holds something else, which would be lost.
             MissingExpertError: There is none of this name.
             DamagedExpertError: Its files are not as they were written.
         """
+        check_replaceable("folder", Path(folder), (CONFIG, WEIGHTS), "a PEFT LoRA")
         contents = self.get(name).contents()
         with new_folder(Path(folder)) as partial:
             for file, content in contents.items():
@@ -214,21 +217,25 @@ class ExpertLibrary:
             DamagedExpertError: An expert is damaged; nothing is copied. Name the others in `names`.
             NameTakenError: Another expert or version has a name there; nothing is copied.
         """
+        wanted = None if names is None else list(names)
+        # Before a library is begun there.
+        sound(self._catalogue, self._catalogue.log.read(), wanted)
         target = ExpertLibrary.open(uri, token, create=True, options=options, cache=cache)
-        clone(self._catalogue, target._catalogue, names)
+        clone(self._catalogue, target._catalogue, wanted)
         return target
 
 
 def _check_marker(store: Store) -> None:
-    content = store.read([_MARKER], store.mark()).get(_MARKER)
+    content = store.read([MARKER], store.mark()).get(MARKER)
     if content is None:
         raise FileNotFoundError(
-            f"{store.address}: there is no library here ({_MARKER} is missing): check the address, "
-            "and the token if it asks for one, or begin a library with create=True"
+            f"{store.address}: there is no library here ({MARKER} is missing): check the address, "
+            "and the token if it asks for one; create=True begins a library, as the first "
+            "`mole library add` does"
         )
-    said = unsealed(content, f"{store.address}: {_MARKER}").get("format")
+    said = unsealed(content, f"{store.address}: {MARKER}").get("format")
     if said != FORMAT:
         raise ValueError(
-            f"{store.address}: {_MARKER} says {said!r}, expected {FORMAT!r}: a newer mole-vl may "
+            f"{store.address}: {MARKER} says {said!r}, expected {FORMAT!r}: a newer mole-vl may "
             "read it"
         )

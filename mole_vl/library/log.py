@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from mole_vl.library.errors import DamagedExpertError, MissingExpertError
+from mole_vl.library.names import word_fault
 from mole_vl.library.pointers import (
     COMMITS,
     NAMES,
@@ -76,8 +77,10 @@ class Log:
             DamagedExpertError: One of them cannot be read, or is missing.
         """
         mark = self.store.mark()
-        fates = self.store.find(COMMITS, mark)
-        found = numbers(self.store.find(f"{NAMES}/{name}", mark)).get(name, [])
+        # A name that leaves its folder would have all that lies there looked through.
+        looked = not word_fault("name", name)
+        fates = self.store.find(COMMITS, mark) if looked else {}
+        found = numbers(self.store.find(f"{NAMES}/{name}", mark)).get(name) if looked else None
         if not found:
             raise MissingExpertError(f"{self.store.address}: there was never an expert {name!r}")
         paths = [pointer_path(name, number) for number in range(1, found[-1] + 1)]

@@ -23,9 +23,9 @@ def to_json(content: Any, what: str) -> bytes:
     """
     try:
         text = json.dumps(content, sort_keys=True, indent=1, ensure_ascii=False, allow_nan=False)
+        return text.encode() + b"\n"
     except (TypeError, ValueError) as error:
         raise ValueError(f"{what} cannot be written as JSON: {error}") from error
-    return text.encode() + b"\n"
 
 
 def sealed(content: Mapping[str, Any]) -> bytes:

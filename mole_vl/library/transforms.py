@@ -4,7 +4,7 @@ Data of an expert are kept under its version (`ExpertLibrary.auxiliary`): they a
 and never serve an expert that was replaced. A merge becomes an expert of the library.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Literal, TypeVar
 
@@ -15,8 +15,10 @@ from mole_vl.compression import Merged, compressed
 from mole_vl.embedding import Embedding, svd_embedding
 from mole_vl.experts import Expert
 from mole_vl.faults import refuse
+from mole_vl.library.errors import NameTakenError
 from mole_vl.library.info import ExpertInfo
 from mole_vl.library.library import ExpertLibrary
+from mole_vl.library.names import check_word
 from mole_vl.prototypes import prototypes_of
 from mole_vl.sparsified import dare, ties
 
@@ -81,15 +83,48 @@ def kept(
         names: The experts.
         make: Makes the data of experts that have none.
         store: Whether what was made is kept in the library.
+
+    Raises:
+        ValueError: An expert was replaced while its data were made.
     """
     found: dict[str, Any] = library.auxiliary.each(kind, names)
     missing = [name for name in names if name not in found]
     if missing:
+        versions = _versions(library, missing)
         made = make(missing)
         if store:
-            library.auxiliary.put(kind, made)
+            keep(library, kind, made, versions)
         found |= made
     return {name: found[name] for name in names}
+
+
+def keep(
+    library: ExpertLibrary, kind: str, made: Mapping[str, Any], versions: Mapping[str, str]
+) -> None:
+    """Store data that were computed from experts, unless these are others by now.
+
+    Args:
+        library: The library.
+        kind: Of the data.
+        made: The data, by the experts' names.
+        versions: The experts' versions as the computation began, by name.
+
+    Raises:
+        ValueError: Some experts were replaced meanwhile; the data of the others are stored.
+    """
+    now = _versions(library, made)
+    lost = [name for name in made if now.get(name) != versions[name]]
+    library.auxiliary.put(kind, {name: value for name, value in made.items() if name not in lost})
+    if lost:
+        raise ValueError(
+            f"{library.address}: {', '.join(lost)} was replaced or removed while its {kind} were "
+            "computed, and they were not kept: compute them anew"
+        )
+
+
+def _versions(library: ExpertLibrary, names: Iterable[str]) -> dict[str, str]:
+    known = library.list().experts
+    return {name: known[name].version for name in names if name in known}
 
 
 def library_prototypes(
@@ -111,11 +146,15 @@ def library_embedding(
     Coordinates hang on all the experts that were embedded together: their names and hashes are kept
     with each.
     """
-    found = svd_embedding([library[name].expert for name in names], dimensions)
-    among = {name: library[name].info.digest for name in names}
+    stored = [library[name] for name in names]
+    found = svd_embedding([one.expert for one in stored], dimensions)
+    among = {one.info.name: one.info.digest for one in stored}
     vectors = zip(found.names, found.vectors.tolist(), strict=True)
-    library.auxiliary.put(
-        EMBEDDING, {name: {"vector": vector, "among": among} for name, vector in vectors}
+    keep(
+        library,
+        EMBEDDING,
+        {name: {"vector": vector, "among": among} for name, vector in vectors},
+        {one.info.name: one.info.version for one in stored},
     )
     return found
 
@@ -145,13 +184,17 @@ def library_merge(
 
     Raises:
         NameTakenError: There is an expert of this name.
-        ValueError: As of the merges; weights of other experts; experts for several bases.
+        ValueError: As of the merges; weights of other experts; experts for several bases; a name
+            that would not do as a part of an address.
     """
+    check_word("name", name)
+    if name in library:
+        raise NameTakenError(
+            f"{library.address} has an expert {name!r} already: choose another name"
+        )
     infos = members(library, names)
     names = [info.name for info in infos]
     refuse("merge", _faults(how, names, weights))
-    if name in library:
-        raise ValueError(f"{library.address} has an expert {name!r}: take another name")
     experts = [library[one].expert for one in names]
     given = None if weights is None else [weights[one] for one in names]
     merged = _merged(name, how, experts, given, density, seed, rank)

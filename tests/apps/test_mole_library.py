@@ -1,6 +1,7 @@
 """`mole library`, as it is typed."""
 
 import json
+import shlex
 import sys
 
 import pytest
@@ -8,9 +9,10 @@ import torch
 import yaml
 
 from apps.mole import main
-from mole_vl import Expert, Factors, write_peft
+from mole_vl import Expert, Factors, read_peft, write_peft
 from mole_vl.clusters import Clusters
 from mole_vl.library import ExpertLibrary
+from mole_vl.library.disk import Disk
 
 
 def one(name, seed=0, rank=2, width=6):
@@ -30,7 +32,7 @@ def mole(monkeypatch, capsys, tmp_path):
     monkeypatch.chdir(tmp_path)
 
     def mole(command):
-        monkeypatch.setattr(sys, "argv", ["mole", *command.split()])
+        monkeypatch.setattr(sys, "argv", ["mole", *shlex.split(command)])
         main()
         return capsys.readouterr().out
 
@@ -54,6 +56,23 @@ def test_peft_folders_go_in_and_out_byte_for_byte(mole, tmp_path):
         assert (tmp_path / "out/past" / file.name).read_bytes() == file.read_bytes()
     library = ExpertLibrary.open(tmp_path / "shelf")
     assert sorted(library) == ["past", "twin"] and library["past"].info.task == "tense"
+
+
+def test_an_export_takes_the_place_of_an_expert_alone(mole, shelf, tmp_path, capsys):
+    for name in ("past", "plural"):
+        mole(f"library export --library shelf --expert {name} --folder out/expert")
+    assert torch.equal(
+        read_peft(tmp_path / "out/expert").layers["layers.0.q"].a,
+        shelf["plural"].expert.layers["layers.0.q"].a,
+    )
+    (tmp_path / "thesis").mkdir()
+    (tmp_path / "thesis/chapter.tex").write_text("years of work")
+    for folder in ("thesis", "."):
+        with pytest.raises(SystemExit) as ended:
+            mole(f"library export --library shelf --expert past --folder {folder}")
+        told = capsys.readouterr().err
+        assert ended.value.code == 2 and told.startswith("error: folder: ")
+    assert (tmp_path / "thesis/chapter.tex").read_text() == "years of work"
 
 
 def test_show_lists_and_tells_all_of_one(mole, shelf, tmp_path):
@@ -163,7 +182,13 @@ def test_updates_that_cannot_be_compared_are_told_apart(mole, shelf, tmp_path):
 @pytest.mark.parametrize(
     ("command", "message"),
     [
-        ("show --library nowhere", "there is no library here"),
+        ("show --library nowhere", "as the first `mole library add` does"),
+        ("show --library a_file", "a_file is a file, expected the folder of a library"),
+        (f"show --library {'x' * 300}", "the store could not be read or written"),
+        ("show --library a_file/below", "a_file is a file, expected the folder of a library"),
+        ("add --library a_file/below --folder past_folder", "a_file is a file"),
+        ("show --library zip://nowhere.zip", "zip://nowhere.zip cannot be opened"),
+        ("show --library hf://a*b/c", "hf://a*b/c: the store could not be read or written"),
         ("show --library shelf --expert bob", "has no expert 'bob'; it has french, past, plural"),
         ("add --library shelf --folder nowhere", "nowhere"),
         ("add --library shelf --folder past_folder --expert past", "'past'"),
@@ -175,6 +200,7 @@ def test_updates_that_cannot_be_compared_are_told_apart(mole, shelf, tmp_path):
         ("cluster --library shelf --k 9", "k is 9, and there are 3 experts"),
         ("cluster --library shelf --k 2 --output out/mbc", "expected a .json file"),
         ("cluster --library shelf --experts past,past", "past is named twice"),
+        ("cluster --library shelf --k 2 --output folder.json", "folder.svg is a folder"),
         ("diff --library shelf", "other is not given"),
         ("diff --library shelf --other shelf --version 1", "version is given, and no expert"),
         ("diff --library shelf --expert past --version 1f1f", "is no version of 'past'"),
@@ -185,12 +211,51 @@ def test_updates_that_cannot_be_compared_are_told_apart(mole, shelf, tmp_path):
 )
 def test_a_mistake_is_one_message(mole, shelf, tmp_path, capsys, command, message):
     write_peft(one("past"), tmp_path / "past_folder")
+    (tmp_path / "a_file").write_text("words")
+    (tmp_path / "folder.svg").mkdir()
     before = sorted(shelf)
     with pytest.raises(SystemExit) as ended:
         mole(f"library {command}")
     assert ended.value.code == 2 and sorted(shelf) == before
+    assert not (tmp_path / "folder.json").exists()
     (told,) = [line for line in capsys.readouterr().err.splitlines() if "error: " in line]
     assert message in told
+
+
+def test_what_is_refused_begins_no_library(mole, tmp_path, capsys):
+    write_peft(one("past"), tmp_path / "past folder")
+    for more in ("", " --expert past --replace"):
+        with pytest.raises(SystemExit):
+            mole(f"library add --library begun --folder 'past folder'{more}")
+    assert not (tmp_path / "begun").exists()
+
+
+def test_a_clone_of_what_is_not_there_begins_no_library(mole, shelf, tmp_path):
+    with pytest.raises(SystemExit):
+        mole("library clone --library shelf --to copy --experts past,bob")
+    next((tmp_path / "shelf/experts/past").rglob("expert.json")).write_bytes(b"")
+    with pytest.raises(SystemExit):
+        mole("library clone --library shelf --to copy")
+    assert not (tmp_path / "copy").exists()
+
+
+@pytest.mark.parametrize("fault", [PermissionError(13, "Permission denied"), RuntimeError("lost")])
+def test_a_store_that_fails_is_one_message(mole, shelf, monkeypatch, capsys, fault):
+    def fail(self, path, **how):
+        raise fault
+
+    monkeypatch.setattr(Disk, "cat_file", fail)
+    with pytest.raises(SystemExit) as ended:
+        mole("library show --library shelf")
+    told = capsys.readouterr().err
+    assert ended.value.code == 2 and told.startswith("error: shelf: the store could not be read")
+    assert str(fault) in told
+
+
+def test_a_fault_of_the_house_keeps_its_traceback(mole, shelf, monkeypatch):
+    monkeypatch.setattr(ExpertLibrary, "list", lambda self: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        mole("library show --library shelf")
 
 
 def test_a_damaged_expert_is_told_where_it_is_needed(mole, shelf, capsys, tmp_path):

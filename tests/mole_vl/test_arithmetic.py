@@ -66,5 +66,6 @@ def test_weights_that_mean_nothing_are_refused(weights, told):
 def test_experts_of_different_models_are_refused():
     mine = Expert("mine", {"q": Factors(torch.randn(2, 4), torch.randn(4, 2), 1.0)})
     other = Expert("other", {"q": Factors(torch.randn(2, 6), torch.randn(4, 2), 1.0)})
-    with pytest.raises(ValueError, match=r"at q, an update of shape \(4, 6\), expected \(4, 4\)"):
+    told = r"at q, expert 'other' has an update of shape \(4, 6\), expected \(4, 4\)"
+    with pytest.raises(ValueError, match=told):
         weighted_sum("one", [mine, other], [1.0, 1.0])

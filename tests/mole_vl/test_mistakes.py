@@ -56,6 +56,14 @@ def test_factors_with_nan_are_refused():
         Expert("eve", {"q": Factors(torch.ones(1, 2), torch.tensor([[float("nan")]]), 1.0)})
 
 
+@pytest.mark.parametrize("wrong", [float("nan"), float("inf")])
+def test_constants_that_are_no_numbers_are_refused(wrong):
+    with pytest.raises(ValueError, match=rf"weight of 'bob' is {wrong}, expected a finite number"):
+        Constants(weights={"ann": 1.0, "bob": wrong})
+    with pytest.raises(ValueError, match=rf"weight of 'ann' at 'q' is {wrong}, expected a finite"):
+        Constants(weights={"ann": 1.0}, by_site={"q": {"ann": wrong}})
+
+
 def test_factors_of_whole_numbers_are_refused():
     with pytest.raises(ValueError, match=r"factor a of q is of torch.int32, expected floating"):
         Expert("eve", {"q": Factors(torch.ones(1, 2).int(), torch.ones(2, 1), 1.0)})

@@ -6,7 +6,9 @@ import torch.nn.functional as F
 from hypothesis import given, settings, strategies as st
 
 from mole_vl import Expert, Factors, mix
+from mole_vl.arithmetic import weighted_sum
 from mole_vl.embedding import svd_embedding
+from mole_vl.experts import check_names
 from mole_vl.gates import Arrow, take_directions
 from mole_vl.norms import update_norms
 from mole_vl.prototypes import prototypes_of
@@ -150,11 +152,17 @@ def test_a_convolution_of_single_pixels_is_a_linear_layer():
     torch.testing.assert_close(similarity([plain, other]), torch.ones(2, 2, dtype=torch.float64))
 
 
-@pytest.mark.parametrize("find", [gram, similarity, update_norms, svd_embedding])
+def summed(experts):
+    check_names(experts)
+    return weighted_sum("sum", experts, [1.0] * len(experts))
+
+
+@pytest.mark.parametrize("find", [gram, similarity, update_norms, svd_embedding, summed])
 def test_experts_that_cannot_be_compared_are_refused(find):
     q = (torch.randn(2, 4), torch.randn(3, 2))
     ann, wide = expert("ann", q=q), expert("bob", q=(torch.randn(2, 5), torch.randn(3, 2)))
-    with pytest.raises(ValueError, match=r"at q, an update of shape \(3, 5\), expected \(3, 4\)"):
+    told = r"at q, expert 'bob' has an update of shape \(3, 5\), expected \(3, 4\), as 'ann' has it"
+    with pytest.raises(ValueError, match=told):
         find([ann, wide])
     with pytest.raises(ValueError, match="experts share the names ann"):
         find([ann, ann])

@@ -3,6 +3,7 @@
 import json
 import sys
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 
 import datasets
@@ -14,10 +15,10 @@ from mole_vl import mix
 from mole_vl.arithmetic import weighted_sum
 from mole_vl.cross_norms import CrossNorms
 from mole_vl.gates import Arrow, Average
-from mole_vl.library import ExpertLibrary, transforms
+from mole_vl.library import ExpertLibrary, NameTakenError, transforms
 from mole_vl.prototypes import prototypes_of
 from mole_vl.sparsified import dare, ties
-from nlp import embedding_classifier, routes
+from nlp import embedding_classifier, evaluate_library, routes
 from nlp.adapter import blocks, bound
 from nlp.answers import answers
 from nlp.data import collate_prompts, encode_rows
@@ -123,6 +124,20 @@ def test_an_expert_that_is_replaced_gets_prototypes_of_its_own(place, mole):
     assert all(torch.equal(found["past"][k], v) for k, v in found["plural"].items())
 
 
+def test_data_of_an_expert_that_is_replaced_meanwhile_are_none_of_the_new_ones(place):
+    new = replace(place["past"].expert, layers=dict([*place["past"].expert.layers.items()][:1]))
+
+    def make(names):
+        made = {name: {"layer": torch.ones(2)} for name in names}
+        place.replace(new)
+        return made
+
+    with pytest.raises(ValueError, match="past was replaced or removed while its notes were"):
+        transforms.kept(place, "notes", NAMES, make)
+    assert sorted(place.auxiliary.all("notes")) == ["french", "plural"]
+    assert sorted(transforms.library_prototypes(place, ["past"])["past"]) == list(new.layers)
+
+
 def test_merges_become_experts_that_no_route_mixes_unless_named(place, mole):
     mole("transform merge --library library --to mean")
     mole('transform merge --library library --to sum --weights {"past":2,"plural":-1,"french":0}')
@@ -204,6 +219,13 @@ def test_a_classifier_is_trained_and_its_probabilities_weigh(place, mole, tmp_pa
         "--encoder encoder"
     )
     own = embedding_classifier.EmbeddingClassifier.load(tmp_path / "judge")
+    (tmp_path / "judge/notes.txt").write_text("of mine")
+    with pytest.raises(SystemExit):
+        mole(
+            "transform classifier --library library --data local://tasks --output judge "
+            "--encoder encoder"
+        )
+    assert (tmp_path / "judge/notes.txt").read_text() == "of mine"
     rows = [rows_of(name)[0] for name in NAMES]
     shares = own.probabilities([row.prompt for row in rows])
     for route, expected in (
@@ -257,6 +279,7 @@ def test_tasks_of_lm_eval_and_of_the_data_in_one_call(place, mole, tmp_path):
         ("--route uniform --top_k 2 --limit 0", "top_k is for arrow and phatgoose"),
         ("--route weighted", "weights are not given"),
         ('--route weighted --weights {"past":1,"bob":2}', "none for french"),
+        ('--route weighted --weights {"past":.nan,"plural":1,"french":1}', "'past' is nan"),
         ("--route classifier", "classifier is not given"),
         ("--route classifier --classifier nowhere", "mole transform classifier"),
         ("--route nearest", "keeps no centroids-plain of french, past, plural"),
@@ -265,6 +288,8 @@ def test_tasks_of_lm_eval_and_of_the_data_in_one_call(place, mole, tmp_path):
         ("--experts past,past", "past is named twice"),
         ("--base nowhere", "there is no such folder"),
         ("--num_fewshot 2", "num_fewshot is for lm-eval"),
+        ("--tasks no/such.yaml", "; the tasks of data are french, past, plural"),
+        ("--data {}", "data is empty"),
         ("--tasks no/such.yaml", "no YAML file no/such.yaml"),
     ],
 )
@@ -274,6 +299,16 @@ def test_a_mistake_is_one_message(place, mole, capsys, command, message):
     assert ended.value.code == 2
     (told,) = [line for line in capsys.readouterr().err.splitlines() if "error: " in line]
     assert message in told
+
+
+def test_a_folder_in_the_results_place_is_told_before_anything_is_measured(
+    place, mole, capsys, monkeypatch, tmp_path
+):
+    (tmp_path / "results.json").mkdir()
+    monkeypatch.setattr(evaluate_library, "load_shelf_base", None)
+    with pytest.raises(SystemExit):
+        mole("evaluate --library library --data local://tasks --output results.json")
+    assert "output: results.json is a folder, expected a file" in capsys.readouterr().err
 
 
 def test_faults_of_the_shelf_are_one_message(place, mole, capsys, tmp_path):
@@ -287,7 +322,10 @@ def test_faults_of_the_shelf_are_one_message(place, mole, capsys, tmp_path):
     assert "no library here" in told("evaluate --library nowhere --data local://tasks")
     assert "no library of tasks" in told("evaluate --library library --data local://nowhere")
     assert "neither tasks nor data" in told("evaluate --library library")
-    assert "take another name" in told("transform merge --library library --to past")
+    assert "choose another name" in told("transform merge --library library --to past")
+    assert "name is 'a/b'" in told("transform merge --library library --to a/b")
+    with pytest.raises(NameTakenError):
+        transforms.library_merge(place, "past", "uniform", NAMES)
     assert "'past'" in told("transform ties --library library --to past")
     assert "density is 2" in told("transform ties --library library --to x --density 2")
     assert "weights lack" in told('transform merge --library library --to x --weights {"past":1}')

@@ -10,6 +10,7 @@ from mole_vl.library import ExpertLibrary
 from nlp.data import TextRow, read_rows
 from nlp.prepare_tasks import Prepared, PrepareTasksConfig, drawn, main
 from nlp.task_library import TaskLibrary
+from nlp.task_sources import open_tasks
 from tests.nlp.library_toys import typed
 
 CONFIG = Path(__file__).parents[2] / "configs/flan_tasks.yaml"
@@ -104,7 +105,7 @@ def test_the_shipped_config_fits_flans_columns(monkeypatch):
         ({"dataset": "nowhere.csv"}, "no such file"),
         ({"underscores": False}, r"task is 'arc/ARC-Easy:1.0.0'.*underscores true"),
         ({"underscores": False, "task": "../{task_name}"}, r"task is '\.\./arc"),
-        ({"tasks": "wnli,bob"}, "there is no task 'bob'"),
+        ({"tasks": "wnli,bob"}, "there is no task 'bob'; there are arc_ARC_Easy_1_0_0, wnli"),
         ({"library": "hf://bob"}, "expected hf://USER/REPO"),
         ({"dataset": "twins.csv"}, "'a-b' and 'a:b'|a-b and a:b are both called 'a_b'"),
         ({"dataset": "empty.csv"}, "no rows"),
@@ -129,6 +130,12 @@ def test_what_is_no_library_of_tasks_is_told():
     ExpertLibrary.open("experts", create=True)
     with pytest.raises(FileNotFoundError, match=r"no library of tasks here \(tasks.json"):
         TaskLibrary.open("experts")
+    with pytest.raises(ValueError, match="experts: a library of experts is here"):
+        TaskLibrary.open("experts", create=True)
+    assert sorted(path.name for path in Path("experts").iterdir()) == ["library.json"]
+    Path("rows.jsonl").write_text("")
+    with pytest.raises(ValueError, match=r"data: rows.jsonl is a file, .*{TASK: rows.jsonl}"):
+        open_tasks("data", "rows.jsonl")
     library = TaskLibrary.open("virtual://few", create=True)
     with pytest.raises(ValueError, match="has no task 'past'; it has none"):
         library.rows("past")

@@ -157,6 +157,8 @@ def test_rows_may_have_a_source_each(place, monkeypatch):
     ("changes", "message"),
     [
         ({"experts": {"a/b": "past", "c": " , "}}, "expert is 'a/b'.*expert 'c' has no task"),
+        ({"experts": {"words": "past,plural,past"}}, "expert 'words' has the task past twice"),
+        ({"library": "tasks", "data": "tasks"}, "library and data are both 'tasks'"),
         ({"context": 1, "library": ""}, "library is empty.*context is 1"),
     ],
 )

@@ -56,6 +56,15 @@ def test_azure_is_translated_for_adlfs(monkeypatch, token, expected):
     assert seen["use_listings_cache"] is False
 
 
+def test_a_file_system_that_is_not_installed_is_named_with_its_address(monkeypatch):
+    def url_to_fs(url, **options):
+        raise ImportError("Please install gcsfs to access Google Storage")
+
+    monkeypatch.setattr(addresses, "url_to_fs", url_to_fs)
+    with pytest.raises(ModuleNotFoundError, match="gs://bucket/shelf: Please install gcsfs"):
+        ExpertLibrary.open("gs://bucket/shelf")
+
+
 @pytest.mark.parametrize(
     ("uri", "token", "told"),
     [

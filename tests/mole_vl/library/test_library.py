@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from mole_vl.library import ExpertLibrary, MissingExpertError, NameTakenError
+from mole_vl.library.file_store import FileStore
 from tests.mole_vl.library.shelf import RANKS, expert, same
 
 
@@ -219,3 +220,34 @@ def test_only_what_can_be_written_is_taken(library):
             library.add(expert("spanish"), **about)
     assert "spanish" not in library
     assert library.check().leftovers == ()
+
+
+def test_what_is_said_of_an_expert_under_no_known_word_is_refused(tmp_path):
+    library = ExpertLibrary.open(tmp_path / "shelf", create=True)
+    with pytest.raises(ValueError, match="lisence is unknown, expected task, licence, training"):
+        library.add(expert("past"), **{"lisence": "MIT"})
+    with pytest.raises(ValueError, match=r"task is .*, which holds half a character"):
+        library.add(expert("past"), task="\ud800")
+    with pytest.raises(ValueError, match="'past': training cannot be written as JSON"):
+        library.add(expert("past"), training={"by": "\ud800"})
+    assert list(library) == []
+
+
+def test_data_that_share_memory_come_back_and_kinds_are_words(tmp_path):
+    library = ExpertLibrary.open(tmp_path / "shelf", create=True)
+    library.add(expert("past"))
+    one = torch.ones(3)
+    library.auxiliary.put("notes", {"past": {"one": one, "same": one}})
+    found = library.auxiliary.get("notes", "past")
+    assert torch.equal(found["one"], one) and torch.equal(found["same"], one)
+    with pytest.raises(ValueError, match="kind is 'notes/more'"):
+        library.auxiliary.put("notes/more", {"past": [1]})
+    assert library.auxiliary.kinds("past") == ["notes"]
+
+
+def test_a_name_that_leaves_its_folder_has_no_history(tmp_path, monkeypatch):
+    library = ExpertLibrary.open(tmp_path / "shelf", create=True)
+    monkeypatch.setattr(FileStore, "find", None)
+    for name in ("..", "../../..", "a/b", ""):
+        with pytest.raises(MissingExpertError, match="there was never an expert"):
+            library.history(name)
