@@ -82,6 +82,23 @@ class Form(ABC):
             )
         return encoded
 
+    def encode_each(
+        self,
+        rows: Mapping[str, Sequence[TextRow]],
+        tokenizer: Tokenizer,
+        *,
+        style: Style,
+        context: int,
+        source: str = "data of",
+    ) -> dict[str, list[EncodedRow]]:
+        """`encode_rows` of several lists, by the name that follows `source` in a message."""
+        return {
+            name: self.encode_rows(
+                own, tokenizer, style=style, context=context, source=f"{source} {name}"
+            )
+            for name, own in rows.items()
+        }
+
     @abstractmethod
     def positions(self, row: EncodedRow) -> int:
         """The most positions that the model counts in one sequence of this row."""

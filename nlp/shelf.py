@@ -134,13 +134,6 @@ def encoded_by_name(
     Raises:
         ValueError: Rows that are too long.
     """
-    return {
-        name: form_of(model).encode_rows(
-            own,
-            tokenizer,
-            style=config.style,
-            context=config.context,
-            source=f"rows of {name}",
-        )
-        for name, own in rows.items()
-    }
+    return form_of(model).encode_each(
+        rows, tokenizer, style=config.style, context=config.context, source="rows of"
+    )

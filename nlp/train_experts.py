@@ -291,16 +291,9 @@ def main(config: ExpertsConfig) -> None:
         model, tokenizer = load_base(config.base, quantise=config.quantise)
     for expert in missing:
         check_targets(model, expert.name, expert.targets)
-    encoded = {
-        name: form_of(model).encode_rows(
-            own,
-            tokenizer,
-            style=config.style,
-            context=config.context,
-            source=f"data of {name}",
-        )
-        for name, own in rows.items()
-    }
+    encoded = form_of(model).encode_each(
+        rows, tokenizer, style=config.style, context=config.context
+    )
     shown = {"base": config.base, "style": config.style, "context": config.context}
     quantise = {"quantise": config.quantise} if config.quantise else {}
     for expert in missing:

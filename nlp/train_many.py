@@ -265,16 +265,9 @@ def main(config: ManyConfig) -> None:
         raise ValueError("train_many trains in one process: launch it with --num_processes 1")
     rows = {one.name: rows_of(f"data of {one.name}", one.data) for one in config.tenants}
     model, tokenizer = load_base(config.base, quantise=config.quantise)
-    encoded = {
-        name: form_of(model).encode_rows(
-            own,
-            tokenizer,
-            style=config.style,
-            context=config.context,
-            source=f"data of {name}",
-        )
-        for name, own in rows.items()
-    }
+    encoded = form_of(model).encode_each(
+        rows, tokenizer, style=config.style, context=config.context
+    )
     methods = {one.name: one.method for one in config.tenants}
     rates = {one.name: one.lr / config.fit.lr for one in config.tenants if one.lr is not None}
     lesson = {
