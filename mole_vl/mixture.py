@@ -156,10 +156,15 @@ class Mixture(nn.Module):
         """A context in which the whole mixture is multiplied by `strength`, within others too.
 
         Raises:
-            ValueError: The strength is no number.
+            ValueError: The strength is no number, or more than one.
         """
         if not isinstance(strength, Real | Tensor):
             raise ValueError(f"strength is {strength!r}, expected a number or a tensor of one")
+        if isinstance(strength, Tensor) and strength.numel() != 1:
+            raise ValueError(
+                f"strength has {strength.numel()} values, expected one for the whole mixture; "
+                "pinned() gives each row weights of its own"
+            )
         if not bool(torch.as_tensor(strength).isfinite().all()):
             raise ValueError(f"strength is {strength!r}, expected finite numbers")
         return self._told(strength=self._dispatch.conditions.strength * strength)
@@ -304,7 +309,12 @@ class Mixture(nn.Module):
         if isinstance(given, Mapping):
             self._known(given)
             given = numbers(self.names, given)
-        weights = torch.as_tensor(given, dtype=torch.float32, device=self._device())
+        try:
+            weights = torch.as_tensor(given, dtype=torch.float32, device=self._device())
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise ValueError(
+                f"weights is {given!r}, expected numbers, or numbers by expert's name"
+            ) from error
         if not bool(weights.isfinite().all()):
             raise ValueError(f"weights are {given!r}, expected finite numbers")
         if weights.shape[-1:] != (len(self.names),):

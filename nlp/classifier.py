@@ -110,7 +110,7 @@ def read_header(folder: Path, kind: Kind) -> Mapping[str, Any]:
         ValueError: It is of the other kind, or damaged.
     """
     file = folder / HEADER
-    check_file("classifier", file, f"the header of a {kind} classifier; train it first")
+    check_file("classifier", file, f"the header of the {kind} classifier; train it first")
     header = read_object(file)
     tasks = header.get("tasks")
     named = isinstance(tasks, list) and all(isinstance(task, str) for task in tasks)

@@ -13,13 +13,18 @@ from typing import Any, Literal, Protocol, TypedDict, get_args
 import torch
 from torch import Tensor
 
-from mole_vl.faults import one_of, refuse, told
+from mole_vl.faults import one_of, refuse, some, told
 from mole_vl.files import digest_contents, read_text
 
 IGNORED = -100
 """The label of a position that is not scored."""
 ROWS = "JSON lines of prompt, answer and task"
 """What a file of rows holds, for messages."""
+OTHERWISE = (
+    "other columns are put into words by {dataset: FILE, prompt: TEMPLATE, answer: TEMPLATE, "
+    "task: NAME_OR_TEMPLATE} in the file's place"
+)
+"""What to give where rows are of another form, for messages."""
 
 
 class Tokenizer(Protocol):
@@ -104,9 +109,10 @@ def parse_rows(text: str, where: str) -> list[TextRow]:
         where: Where they are from, for messages.
 
     Raises:
-        ValueError: No rows; lines that are none, each by its number.
+        ValueError: No rows; lines that are none, by their numbers.
     """
-    rows, faults = [], []
+    rows: list[TextRow] = []
+    lines: dict[str, list[str]] = {}
     # Not `splitlines`: JSON's strings may hold what it takes for the end of a line.
     for number, line in enumerate(text.split("\n"), start=1):
         if not line.strip():
@@ -114,7 +120,11 @@ def parse_rows(text: str, where: str) -> list[TextRow]:
         try:
             rows.append(_row(line))
         except ValueError as fault:
-            faults.append(f"line {number}: {fault}")
+            lines.setdefault(str(fault), []).append(str(number))
+    faults = [
+        f"line{'s' if len(numbers) > 1 else ''} {some(numbers)}: {fault}"
+        for fault, numbers in lines.items()
+    ]
     if not rows and not faults:
         faults.append("the file is empty")
     refuse(where, told(faults))
@@ -131,7 +141,8 @@ def _row(line: str) -> TextRow:
     values = {}
     for key in ("prompt", "answer", "task"):
         if key not in found:
-            raise ValueError(f"no {key!r} (found {', '.join(sorted(found)) or 'nothing'})")
+            names = ", ".join(sorted(found)) or "nothing"
+            raise ValueError(f"no {key!r} (found {names}); {OTHERWISE}")
         if not isinstance(found[key], str) or not found[key].strip():
             raise ValueError(f"{key!r} is {found[key]!r}, expected some text")
         if not is_text(found[key]):

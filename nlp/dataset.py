@@ -11,7 +11,7 @@ from datasets import ClassLabel, Dataset
 
 from mole_vl.faults import refuse
 from mole_vl.files import check_file
-from nlp.data import ROWS, TextRow, read_rows
+from nlp.data import OTHERWISE, ROWS, TextRow, read_rows
 from nlp.tables import each, load_table, loading
 
 _TEMPLATES = tuple(key.name for key in fields(TextRow))
@@ -83,7 +83,12 @@ def rows_of(setting: str, source: RowSource) -> list[TextRow]:
     """
     if isinstance(source, Path):
         check_file(setting, source, ROWS)
-        return read_rows(source)
+        if source.suffix in (".csv", ".tsv", ".parquet"):
+            raise ValueError(f"{setting}: {source} is a table, expected {ROWS}; {OTHERWISE}")
+        try:
+            return read_rows(source)
+        except ValueError as fault:
+            raise ValueError(f"{setting}: {fault}") from fault
     return open_table(setting, source).rows()
 
 

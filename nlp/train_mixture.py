@@ -4,8 +4,8 @@
 
 Experts and routers learn together over a frozen base. Stopped at any moment it goes on where it
 was. Leaves experts, each a PEFT folder, and gates in `output`, and a table of exact match on the
-held-out rows; with `start` it goes on from such a folder. `mole_vl.mixture_folder.mix_saved` and
-`pipelines.MoLETextGeneration` read it.
+held-out rows; with `start` it goes on from such a folder. `mole_vl.mixture_folder.mix_saved` reads
+it into a model, also into that of a `pipelines.MoLETextGeneration`.
 """
 
 from collections.abc import Mapping, Sequence
@@ -19,10 +19,10 @@ from torch import Tensor
 from mole_vl import Mixture
 from mole_vl.domain import gate_parameters
 from mole_vl.faults import as_messages, at_least, instance_of, refuse
-from mole_vl.files import check_output, new_file
+from mole_vl.files import check_file, check_output, new_file
 from mole_vl.losses import load_entropy, routed
 from mole_vl.method import Method
-from mole_vl.mixture_folder import check_place, save_mixture, take_saved
+from mole_vl.mixture_folder import GATES, check_place, save_mixture, take_saved
 from mole_vl.passes import Record
 from mole_vl.program import command
 from mole_vl.specs import to_data
@@ -161,6 +161,8 @@ def main(config: MixtureConfig) -> None:
     """Train the mixture, or go on with it; write it; judge it."""
     check_place("output", config.output)
     check_output("fit.output", config.fit.output)
+    if config.start is not None:
+        check_file("start", config.start / GATES, "the gates of a mixture that was trained")
     train = [row for one in config.train for row in rows_of("train", one)]
     held_out = first_of_each(rows_of("held_out", config.held_out), config.asked)
     # The first to come may have a base to convert; the others find it done.

@@ -56,14 +56,14 @@ class MoLETextGeneration:
     """Prompts in, answers out, by a base, its experts and their gates.
 
     Args:
-        model: A language model of transformers, causal or encoder-decoder.
+        model: A language model of transformers, causal or encoder-decoder; it may be mixed already.
         tokenizer: Its tokenizer, with a pad token.
     """
 
     def __init__(self, model: PreTrainedModel, tokenizer: Tokenizer) -> None:
         self.model = model
         self.tokenizer = tokenizer
-        self._experts: list[Expert] = []
+        self._loaded: list[Expert] = []
 
     @classmethod
     def from_pretrained(
@@ -104,7 +104,16 @@ class MoLETextGeneration:
     @property
     def experts(self) -> tuple[str, ...]:
         """Names of the experts: the order of weights."""
-        return self.mixture.names if self._experts else ()
+        return self.mixture.names if self._mixed else ()
+
+    @property
+    def _mixed(self) -> bool:
+        return isinstance(getattr(self.model, "mixture", None), Mixture)
+
+    def _bank(self) -> list[Expert]:
+        """The experts as they were loaded; those of a model that was mixed by hand as they are."""
+        known = tuple(one.name for one in self._loaded) == self.mixture.names
+        return self._loaded if known else self.mixture.experts()
 
     def load_experts(
         self,
@@ -127,7 +136,7 @@ class MoLETextGeneration:
             ValueError: Experts that share a name or do not fit; the model is as it was then.
             RuntimeError: Experts are loaded already.
         """
-        if self._experts:
+        if self._mixed:
             raise RuntimeError(
                 f"experts are loaded already ({', '.join(self.experts)}): call unload_experts() "
                 "first"
@@ -140,7 +149,7 @@ class MoLETextGeneration:
             self.model, read, gate=gate, site=site, after=after, blocks=blocks(self.model),
             calls=form_of(self.model).calls,
         )  # fmt: skip
-        self._experts = read
+        self._loaded = read
 
     def load_gates(self, path: str | Path, *, allow_changed: bool = False) -> None:
         """Take trained gates, with their site.
@@ -155,12 +164,12 @@ class MoLETextGeneration:
             RuntimeError: No experts are loaded.
         """
         path = Path(path)
-        before = self.mixture
+        before, experts = self.mixture, self._bank()
         before.unmix()
         try:
             mix_from(
                 self.model,
-                self._experts,
+                experts,
                 path / f"{PART}.safetensors" if path.is_dir() else path,
                 blocks=blocks(self.model),
                 allow_changed=allow_changed,
@@ -173,7 +182,7 @@ class MoLETextGeneration:
     def unload_experts(self) -> None:
         """Give the base back, bit for bit."""
         self.mixture.unmix()
-        self._experts = []
+        self._loaded = []
 
     @torch.no_grad()
     def __call__(
@@ -393,7 +402,7 @@ class MoLETextGeneration:
         check_output("save_pretrained", folder)
         check_place(folder)
         model, tokenizer = self.model, self.tokenizer
-        if not self._experts:
+        if not self._mixed:
             model.save_pretrained(folder)
             drop_mixture(folder)
         else:
@@ -405,7 +414,7 @@ class MoLETextGeneration:
                     model.save_pretrained(folder)
                 finally:
                     mixture.wire(model)
-            bank = {one.name: {PART: one} for one in self._experts}
+            bank = {one.name: {PART: one} for one in self._bank()}
             save_mixture(folder, bank, {PART: mixture})
         tokenizer.save_pretrained(folder)  # pyright: ignore[reportAttributeAccessIssue]
 

@@ -92,6 +92,10 @@ def test_mistakes_in_the_use_of_a_handle_are_sentences():
         mix(Toy(), three(Toy()), gate=Constants(weights={"ann": 1.0}), site="matrix")
     with pytest.raises(ValueError, match="strength is 'a', expected a number"):
         mixture.scaled("a")
+    # Two would multiply the rows, three the experts, by chance of their number.
+    for several in (torch.tensor([0.0, 1.0]), torch.tensor([0.0, 1.0, 2.0]), torch.ones(0)):
+        with pytest.raises(ValueError, match=r"strength has \d values, expected one"):
+            mixture.scaled(several)
 
 
 @pytest.mark.parametrize("baked", [False, True])
@@ -222,3 +226,11 @@ def test_methods_that_read_weights_past_the_forward_are_refused_until_unmixed():
         model.fuse_qkv_projections()
     mixture.unmix()
     assert model.fuse_qkv_projections() == "fused"
+
+
+@pytest.mark.parametrize("wrong", ["ann", ["ann", "bob", "cyd"], [["ann"], 1.0], object()])
+def test_weights_that_are_no_numbers_are_one_sentence(wrong):
+    mixture = mix(Toy(), three(Toy()), gate=Sum(), site="matrix")
+    for use in (mixture.bake, mixture.pinned, mixture.constant_weights):
+        with pytest.raises(ValueError, match=r"^weights is .*expected numbers, or numbers by exp"):
+            use(wrong)

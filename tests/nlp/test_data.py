@@ -89,8 +89,19 @@ def test_rows_are_utf8_and_a_mark_of_it_is_no_text(tmp_path):
 
 def test_more_bad_lines_than_are_shown_are_counted(tmp_path):
     path = tmp_path / "rows.jsonl"
-    path.write_text("[]\n" * 12)
-    with pytest.raises(ValueError, match=r"line 10: expected an object, found list; and 2 more$"):
+    lines = [f'{{"prompt": {number}}}' for number in range(1, 13)]
+    path.write_text("\n".join(lines))
+    with pytest.raises(ValueError, match=r"line 10: 'prompt' is 10, expected .*; and 2 more$"):
+        read_rows(path)
+
+
+def test_lines_with_one_fault_are_named_together(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    path.write_text("[]\n" * 2 + "oops\n" + "[]\n" * 10)
+    with pytest.raises(
+        ValueError,
+        match=r"jsonl: lines 1, 2, 4 and 9 more: expected an object, found list; line 3: no JSON",
+    ):
         read_rows(path)
 
 

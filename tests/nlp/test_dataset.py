@@ -195,6 +195,27 @@ def test_what_holds_no_rows_is_one_sentence(tmp_path, name, content, told):
     assert "\n" not in str(refused.value)
 
 
+def test_a_file_of_other_rows_is_told_of_templates(tmp_path):
+    as_csv(tmp_path / "rows.csv")
+    with pytest.raises(
+        ValueError,
+        match=r"^train: .*rows\.csv is a table, expected JSON lines of .*; other columns are put "
+        r"into words by \{dataset: FILE, prompt: TEMPLATE, ",
+    ):
+        rows_of("train", tmp_path / "rows.csv")
+    path = tmp_path / "rows.jsonl"
+    path.write_text('{"word": "ox", "answer": "oxen"}\n' * 3)
+    with pytest.raises(
+        ValueError,
+        match=r"^train: .*rows\.jsonl: lines 1, 2, 3: no 'prompt' \(found answer, word\); other "
+        r"columns are put into words by \{dataset: FILE, prompt: TEMPLATE, ",
+    ):
+        rows_of("train", path)
+    path.write_text("\n")
+    with pytest.raises(ValueError, match=r"^train: .*rows\.jsonl: the file is empty$"):
+        rows_of("train", path)
+
+
 @pytest.mark.parametrize("name", ["nobody/nothing", "gone.csv", "/no/where", "words"])
 def test_what_is_not_there_is_one_sentence(name):
     with pytest.raises(

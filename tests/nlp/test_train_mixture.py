@@ -169,6 +169,9 @@ def test_the_folder_gives_the_mixture_back_everywhere(config, method):
     longest = max(len(row.answer) for row in rows) + 2
     found = pipe([row.prompt for row in ROWS], max_new_tokens=longest)
     assert [text.strip().partition("\n")[0] for text in found] == said
+    MoLETextGeneration(model, tokenizer).save_pretrained(config.output.parent / "kept")
+    kept = MoLETextGeneration.from_pretrained(config.output.parent / "kept")
+    assert kept([row.prompt for row in ROWS], max_new_tokens=longest) == found
     prompts = collate_prompts(rows, 0)
     shown = {key: prompts[key] for key in ("input_ids", "attention_mask")}
     cached, uncached = (
@@ -260,6 +263,13 @@ def test_an_expert_that_was_exchanged_is_told(config, tmp_path):
     with pytest.raises(ValueError, match="was trained with other factors of expert1; use the same"):
         take_saved(mixture, config.output)
     assert mixture.digests == before
+
+
+def test_a_start_that_is_no_mixture_is_named_before_the_base_is_loaded(config):
+    with pytest.raises(
+        FileNotFoundError, match=r"^start: .*none/gates/model.safetensors is no file"
+    ):
+        main(replace(config, start=config.output.parent / "none", base="/no/base"))
 
 
 def test_an_experts_name_does_not_leave_the_folder(config):

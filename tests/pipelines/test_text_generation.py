@@ -159,6 +159,22 @@ def test_one_folder_keeps_all(folders, tmp_path, site, after, over):
     assert not (tmp_path / "all/mixture").exists()
 
 
+def test_a_model_that_was_mixed_by_hand_is_kept_with_its_experts(folders, tmp_path):
+    model, _ = trained(folders, "block", 0, "row")
+    pipe = MoLETextGeneration(model, tiny_tokenizer())
+    assert pipe.experts == NAMES
+    call = {"max_new_tokens": 6, "do_sample": False}
+    expected = pipe(PROMPTS, **call)
+    with pytest.raises(RuntimeError, match="experts are loaded already"):
+        pipe.load_experts([folders / "past"])
+    pipe.load_gates(folders / "gates")
+    assert pipe(PROMPTS, **call) == expected
+    pipe.save_pretrained(tmp_path / "all")
+    again = MoLETextGeneration.from_pretrained(tmp_path / "all")
+    assert again.experts == NAMES
+    assert again(PROMPTS, **call) == expected
+
+
 def test_gates_that_do_not_fit_leave_it_as_it_was(folders):
     trained(folders, "block", 0, "row")
     pipe = MoLETextGeneration.from_pretrained(folders / "base")
