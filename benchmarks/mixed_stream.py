@@ -179,6 +179,29 @@ def over_oracle(pairs: np.ndarray, axis: int = 0) -> np.ndarray:
     return means[..., 0] / means[..., 1]
 
 
+def beside_gates(hits: Mapping[str, np.ndarray]) -> list[Measurement]:
+    """Exact match of each way, its ratio to the oracle, and what the gates gain over it.
+
+    Args:
+        hits: By way, of each row, (rows,).
+    """
+    rows = [measured("exact match", way, values.tolist()) for way, values in hits.items()]
+    rows += [
+        measured(
+            "exact match over the oracle's, a ratio of means",
+            way,
+            np.stack([values, hits[ORACLE]], 1).tolist(),
+            centre=over_oracle,
+        )
+        for way, values in hits.items()
+    ]
+    return rows + [
+        measured("exact match", f"{GATES} - {way}", (hits[GATES] - values).tolist())
+        for way, values in hits.items()
+        if way != GATES
+    ]
+
+
 def summary(
     found: Mapping[tuple[str, int], Mapping[str, Any]], tasks: Sequence[str]
 ) -> list[Measurement]:
@@ -189,21 +212,7 @@ def summary(
         return np.mean([one[measure] for (a, _), one in found.items() if a == arm], axis=0)
 
     hits = {arm: over_seeds(arm, "hits") for arm in arms}
-    rows = [measured("exact match", arm, values.tolist()) for arm, values in hits.items()]
-    rows += [
-        measured(
-            "exact match over the oracle's, a ratio of means",
-            arm,
-            np.stack([values, hits[ORACLE]], 1).tolist(),
-            centre=over_oracle,
-        )
-        for arm, values in hits.items()
-    ]
-    rows += [
-        measured("exact match", f"{GATES} - {arm}", (hits[GATES] - values).tolist())
-        for arm, values in hits.items()
-        if arm != GATES
-    ]
+    rows = beside_gates(hits)
     rows += [
         measured("log-likelihood per answer token", arm, over_seeds(arm, "told").tolist())
         for arm in arms

@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 from fewshot_bench import WORLD, Bench, Lesson, share
 from fewshot_ways import untouched
-from mixed_stream import GATES, LEARNED, over_oracle
+from mixed_stream import GATES, LEARNED, beside_gates, oracle
 from modular_library import (
     ASKED,
     DATA,
@@ -34,14 +34,10 @@ from modular_library import (
     STEPS,
     TASKS,
     Lab,
-    by_owner,
     experts_in,
-    owners,
 )
-from shelf_routers import told
 
 from mole_vl.files import check_file
-from mole_vl.gates import Average
 from mole_vl.specs import to_data
 from mole_vl.training import FitConfig
 from nlp.data import TextRow, read_rows, write_rows
@@ -102,34 +98,10 @@ def by_route(bench: Bench, asked: Sequence[TextRow], config: RouteConfig) -> dic
     return found
 
 
-def oracle(bench: Bench, asked: Sequence[TextRow], own: Mapping[str, str]) -> dict[str, Any]:
-    """Each row by its own task's expert alone."""
-    mixture = bench.mixed("", Average())
-    weights = by_owner(mixture, [row.task for row in asked], own)
-    found = bench.judge(asked, around=told(mixture, bench.encoded(asked), weights))
-    mixture.unmix()
-    return found
-
-
 def summary(found: Mapping[str, Mapping[str, Any]]) -> list[Measurement]:
     """Exact match of each way, its ratio to the oracle, what the gates gain, and likelihood."""
     hits = {way: np.array(one["hits"], dtype=float) for way, one in found.items()}
-    rows = [measured("exact match", way, list(values)) for way, values in hits.items()]
-    rows += [
-        measured(
-            "exact match over the oracle's, a ratio of means",
-            way,
-            np.stack([values, hits[ORACLE]], 1).tolist(),
-            centre=over_oracle,
-        )
-        for way, values in hits.items()
-    ]
-    rows += [
-        measured("exact match", f"{GATES} - {way}", list(hits[GATES] - values))
-        for way, values in hits.items()
-        if way != GATES
-    ]
-    return rows + [
+    return beside_gates(hits) + [
         measured("log-likelihood per answer token", way, one["told"]) for way, one in found.items()
     ]
 
@@ -164,7 +136,7 @@ def main() -> None:
             for name, told_of in ROUTES.items()
         },
         GATES: (partial(learned, bench, lesson, run, SEED), to_data(learned)),
-        ORACLE: (partial(oracle, bench, asked, owners(library)), {}),
+        ORACLE: (partial(oracle, bench, lesson), {}),
     }
     found = {}
     for way, (make, own) in ways.items():
