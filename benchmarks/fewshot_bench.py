@@ -19,6 +19,7 @@ from mole_vl.training import FitConfig, fit
 from nlp.adapter import blocks, bound
 from nlp.answers import exact_match, log_likelihood
 from nlp.around import Around, alone
+from nlp.conditioning import sentence
 from nlp.data import EncodedRow, TextRow, read_rows
 from nlp.forms import form_of
 from nlp.models import load_base
@@ -94,9 +95,17 @@ class Bench:
         }
 
     def mixed(
-        self, task: str, gate: GateSpec, site: SiteKind = "network", after: int = 0
+        self,
+        task: str,
+        gate: GateSpec,
+        site: SiteKind = "network",
+        after: int = 0,
+        encoder: str | None = None,
     ) -> Mixture:
-        """The base mixed with the shelf; `unmix` it when done."""
+        """The base mixed with the shelf, its gate told of an encoder's view of each prompt.
+
+        `unmix` it when done.
+        """
         return mix(
             self.model,
             self.experts(task),
@@ -104,6 +113,7 @@ class Bench:
             site=site,
             after=after,
             blocks=blocks(self.model),
+            features=sentence(encoder, self.model, self.tokenizer),
         )
 
     def language(self, mixture: Mixture, rows: Sequence[TextRow]) -> LanguageTask:

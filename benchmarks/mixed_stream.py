@@ -5,12 +5,13 @@
     python benchmarks/mixed_stream.py --split dev --quick
 
 Ways: the base; sum; NLA; Arrow (top 4); PHATGOOSE (top 2); the task classifier's shares, and its
-likeliest expert alone; X-LoRA in one pass; MoLE gates; the oracle, each row's own expert. What
-learns from the stream learns from `shelf_train`, with three seeds, and its gates are kept for both
-splits. The unit is the row, its seeds averaged first; a way's ratio to the oracle is that of their
-means over rows drawn together. Cells that were measured are kept, and a run goes on where it
-stopped; `--part K/N` shares them among processes (make the routers first: `shelf_routers.py`).
-`--ways` names some of the ways.
+likeliest expert alone; X-LoRA in one pass; MoLE gates, which read the model's states and the
+sentence embedding that the classifier reads, and the same of the states alone; the oracle, each
+row's own expert. What learns from the stream learns from `shelf_train`, with three seeds, and its
+gates are kept for both splits. The unit is the row, its seeds averaged first; a way's ratio to the
+oracle is that of their means over rows drawn together. Cells that were measured are kept, and a run
+goes on where it stopped; `--part K/N` shares them among processes (make the routers first:
+`shelf_routers.py`). `--ways` names some of the ways.
 """
 
 import argparse
@@ -29,28 +30,31 @@ from fewshot_ways import untouched
 from shelf_routers import classified, phatgoose, told
 from torch import Tensor
 
-from mole_vl import Mixture, mix_from, save_gates
+from mole_vl import Mixture, save_gates
 from mole_vl.files import digest_contents
 from mole_vl.gates import Arrow, Average, GateSpec, Hidden, MoLE, Sum
 from mole_vl.sites import SiteKind
 from mole_vl.specs import to_data
 from mole_vl.training import FitConfig, centre_gates, choice_task, fit
-from nlp.adapter import blocks, bound
+from nlp.adapter import bound
 from nlp.around import Around, ExtraTerms
 from nlp.data import TextBatch, TextRow, digest_rows, read_rows
+from nlp.encoders import BUILT_IN_ENCODER
 from nlp.mixed_text import ORACLE, first_of_each
+from nlp.mixing import mix_by_file
 from results import FOLDER, ROOT, Measurement, measured, write_results
 from units import Units
 
 SEEDS = (0, 1, 2)
-GATES = "MoLE gates"
+GATES, STATES = "MoLE gates", "MoLE gates, states alone"
 
 
 @dataclass(frozen=True)
 class Learned:
     """Gates that learn from the stream: their kind, and how they are trained.
 
-    With `alone` they learn from what each expert alone makes of each row.
+    With `alone` they learn from what each expert alone makes of each row. With an `encoder` they
+    read its view of each prompt beside the model's states.
     """
 
     gate: GateSpec
@@ -61,19 +65,22 @@ class Learned:
     rows: int = 16
     centring: int = 8
     alone: bool = False
+    encoder: str | None = None
+    weight_decay: float = 0.0
 
     def mixture(self, bench: Bench, rows: Sequence[TextRow], run: Path, seed: int) -> Mixture:
         """The base mixed by the gates in the folder of their run, where they are trained first."""
         file = run / "gates.safetensors"
         if file.exists():
-            return mix_from(bench.model, bench.experts(""), file, blocks=blocks(bench.model))
-        mixture = bench.mixed("", self.gate, self.site, self.after)
+            return mix_by_file(bench.model, bench.tokenizer, bench.experts(""), file)
+        mixture = bench.mixed("", self.gate, self.site, self.after, self.encoder)
         task = bench.language(mixture, rows)
         config = FitConfig(
             output=run / "run",
             steps=self.steps,
             rows=self.rows,
             lr=self.lr,
+            weight_decay=self.weight_decay,
             seed=seed,
             save_every=50,
             progress=False,
@@ -81,7 +88,7 @@ class Learned:
         centre_gates([mixture], task, rows=self.rows, batches=self.centring, seed=seed)
         if self.alone:
             made = {"rows": digest_rows(rows)}
-            told = [mixture.digests, to_data(self.gate), self.site, self.after, made]
+            told = [mixture.digests, to_data(self.gate), self.site, self.after, self.encoder, made]
             survey = bench.out / f"survey {digest_contents([json.dumps(told).encode()])[:12]}"
             task = choice_task({"model": mixture}, task, survey, rows=self.rows, settings=made)
         fit(task, config, to_data(self))
@@ -152,17 +159,19 @@ FIXED: Mapping[str, Arm] = {
     "classifier, hard": classified(hard=True),
     ORACLE: oracle,
 }
+ALONE = Learned(
+    MoLE(score=Hidden(pool=("mean", "max", "last")), top_k=1, preview="average"),
+    "preview",
+    lr=2e-3,
+    steps=750,
+    after=24,
+    rows=64,
+    alone=True,
+)
 LEARNED: Mapping[str, Learned] = {
     "X-LoRA in one pass": Learned(MoLE(over="position"), "network", lr=5e-3, steps=150, after=10),
-    GATES: Learned(
-        MoLE(score=Hidden(pool=("mean", "max", "last")), top_k=1, preview="average"),
-        "preview",
-        lr=2e-3,
-        steps=750,
-        after=24,
-        rows=64,
-        alone=True,
-    ),
+    STATES: ALONE,
+    GATES: replace(ALONE, encoder=BUILT_IN_ENCODER, weight_decay=3.0),
 }
 
 
@@ -225,9 +234,18 @@ def summary(
         for arm, values in hits.items():
             rows.append(measured(f"exact match, {task}", arm, values[own == task].tolist()))
     for task in sorted(set(tasks)):
-        shares = [one["weights"][task][task] for one in found.values() if "weights" in one]
-        rows.append(measured(f"weight of its own expert, {task}", GATES, shares))
+        for arm in LEARNED:
+            shares = [one["weights"][task][task] for one in _weighing(found, arm)]
+            if shares:
+                rows.append(measured(f"weight of its own expert, {task}", arm, shares))
     return rows
+
+
+def _weighing(
+    found: Mapping[tuple[str, int], Mapping[str, Any]], arm: str
+) -> list[Mapping[str, Any]]:
+    """An arm's cells, by seed, where its gates are over rows."""
+    return [one for (own, _), one in found.items() if own == arm and "weights" in one]
 
 
 def confusion(weights: Sequence[Mapping[str, Mapping[str, float]]]) -> str:
@@ -280,7 +298,7 @@ def main() -> None:
     rows = summary(found, [row.task for row in lesson.asked])
     told_of = settings | {"ways": {arm: to_data(how) for arm, how in ways.items() if arm in wanted}}
     write_results(name, rows, settings=told_of, seeds=SEEDS, folder=results)
-    print(confusion([one["weights"] for one in found.values() if "weights" in one]))
+    print(confusion([one["weights"] for one in _weighing(found, GATES)]))
 
 
 if __name__ == "__main__":

@@ -6,10 +6,11 @@ The library is that of `modular_library.py`'s first seed, sixteen experts of ran
 those of `nlp.routes`: uniform; Arrow (top 4); PHATGOOSE (top 2), each gate trained alone for 100
 steps of 8 rows of its expert's own task; the nearest centroid of the base's states; a classifier's
 shares; the task predictor, its likeliest expert alone. Centroids and classifier are made from the
-stream's training rows, `shelf_train`, and so are the MoLE gates, which learn as in
-`mixed_stream.py`. The oracle asks each row's own expert. Beside them stand the base, and the
-clusters' experts by the classifier and the one shared LoRA of the same seed, as
-`modular_library.py` measured them. The same 400 held-out rows for all; the unit is the row.
+stream's training rows, `shelf_train`, and so are the MoLE gates, of states and sentences and of
+states alone, which learn as in `mixed_stream.py`. The oracle asks each row's own expert. Beside
+them stand the base, and the clusters' experts by the classifier and the one shared LoRA of the same
+seed, as `modular_library.py` measured them. The same 400 held-out rows for all; the unit is the
+row.
 """
 
 import argparse
@@ -23,7 +24,7 @@ from typing import Any
 import numpy as np
 from fewshot_bench import WORLD, Bench, Lesson, share
 from fewshot_ways import untouched
-from mixed_stream import GATES, LEARNED, beside_gates, oracle
+from mixed_stream import GATES, LEARNED, STATES, beside_gates, oracle
 from modular_library import (
     ASKED,
     DATA,
@@ -122,10 +123,10 @@ def main() -> None:
     settings = {"asked": len(asked), "rows of the stream learned": len(train), "seed": SEED}
     units = Units(out / "units", folder / f"{NAME}_units.json", settings)
     bench = Bench(out, experts_in(library))
-    learned = LEARNED[GATES]
+    learned = {arm: LEARNED[arm] for arm in (STATES, GATES)}
     if options.quick:
-        learned = replace(learned, steps=2, rows=4, centring=1)
-    lesson, run = Lesson("", train, asked), out / "gates"
+        learned = {a: replace(how, steps=2, rows=4, centring=1) for a, how in learned.items()}
+    lesson = Lesson("", train, asked)
     ways: dict[str, tuple[Callable[[], dict[str, Any]], Mapping[str, Any]]] = {
         "base": (partial(untouched, bench, lesson), {}),
         **{
@@ -135,7 +136,10 @@ def main() -> None:
             )
             for name, told_of in ROUTES.items()
         },
-        GATES: (partial(learned, bench, lesson, run, SEED), to_data(learned)),
+        **{
+            arm: (partial(how, bench, lesson, out / arm, SEED), to_data(how))
+            for arm, how in learned.items()
+        },
         ORACLE: (partial(oracle, bench, lesson), {}),
     }
     found = {}

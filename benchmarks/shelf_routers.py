@@ -25,7 +25,8 @@ from nlp.around import Around, ExtraTerms
 from nlp.classifier import Labelled, hard as one_hot
 from nlp.data import EncodedRow, TextBatch, digest_rows, read_rows
 from nlp.dataset import rows_of
-from nlp.embedding_classifier import Embedder, EmbeddingClassifier, train_embedding
+from nlp.embedding_classifier import EmbeddingClassifier, train_embedding
+from nlp.encoders import Embedder
 from nlp.train_phatgoose import PhatgooseConfig, Taught, joined, train_missing
 from nlp.world.tasks import SHELF
 from results import ROOT

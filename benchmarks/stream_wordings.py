@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from fewshot_bench import WORLD, Bench
-from mixed_stream import GATES, LEARNED, Learned, over_oracle
+from mixed_stream import ALONE, GATES, LEARNED, Learned, over_oracle
 from torch import Tensor
 
 from mole_vl.gates import Hidden, MoLE
@@ -37,13 +37,27 @@ PRESET = LEARNED[GATES]
 
 
 def variant(*pool: Pooled, after: int = 24, shown: Previewed = "average") -> Learned:
-    """The preset with other parts pooled, another depth, or another preview."""
-    gate = MoLE(score=Hidden(pool=pool), preview=shown)
-    return replace(PRESET, gate=gate, after=after)
+    """Gates of the states alone with other parts pooled, another depth, or another preview."""
+    return replace(ALONE, gate=MoLE(score=Hidden(pool=pool), preview=shown), after=after)
 
 
+def reading(how: Learned, decay: float) -> Learned:
+    """The same gates that read the sentence too, at another weight decay."""
+    return replace(how, encoder=PRESET.encoder, weight_decay=decay)
+
+
+WHOLE = variant("mean", "max", "last")
 VARIANTS = {
-    "mean, max, last; 24": variant("mean", "max", "last"),
+    "sentence; mean, max, last; 24; decay 3": reading(WHOLE, 3.0),
+    "sentence; mean, max, last; 24; decay 1": reading(WHOLE, 1.0),
+    "sentence; mean, max, last; 24": reading(WHOLE, 0.0),
+    "sentence; mean, last; 24; decay 3": reading(variant("mean", "last"), 3.0),
+    "sentence; mean; 24; decay 3": reading(variant("mean"), 3.0),
+    "sentence; mean, max, last; 27; decay 3": reading(
+        variant("mean", "max", "last", after=27), 3.0
+    ),
+    "mean, max, last; 24; decay 3": replace(WHOLE, weight_decay=3.0),
+    "mean, max, last; 24": WHOLE,
     "mean, last; 24": variant("mean", "last"),
     "mean; 24": variant("mean"),
     "last; 24": variant("last"),
@@ -91,26 +105,32 @@ def routed(
         run: Folder of the folds' runs.
         rows: What the rows are known by: a run of others is not gone on with.
     """
-    mixture = bench.mixed("", how.gate, how.site, how.after)
+    mixture = bench.mixed("", how.gate, how.site, how.after, how.encoder)
     fresh = mixture.gates.state_dict()
     fresh = {key: value.clone() for key, value in fresh.items()}
     found = torch.zeros(len(folds), dtype=torch.long)
     for fold in range(FOLDS):
         mixture.gates.load_state_dict(fresh)
         mine = folds != fold
-        task = ChoiceTask("model", mixture, Survey(survey.read[mine], survey.told[mine]))
+        task = ChoiceTask("model", mixture, survey.at(mine))
         score = task.gate.score
         assert isinstance(score, HiddenScore)
         with torch.no_grad():
             score.centre.copy_(score.features(survey.read[mine]).mean(0))
         steps = round(how.steps * float(mine.float().mean()))
         config = FitConfig(
-            output=run / f"fold {fold}", steps=steps, rows=how.rows, lr=how.lr, progress=False
+            output=run / f"fold {fold}",
+            steps=steps,
+            rows=how.rows,
+            lr=how.lr,
+            weight_decay=how.weight_decay,
+            progress=False,
         )
         fit(task, config, to_data(how) | {"experts": mixture.digests, "rows": rows})
         with torch.no_grad():
-            read = survey.read[~mine].to(score.weight.device)
-            found[~mine] = score(read, ()).argmax(-1).cpu()
+            asked_of = survey.at(~mine).to(score.weight.device)
+            logits = task.gate.logits(asked_of.read, asked_of.features, ())
+            found[~mine] = logits.argmax(-1).cpu()
     mixture.unmix()
     return found
 
@@ -130,13 +150,13 @@ def main() -> None:
     told: Tensor | None = None
     chosen: dict[str, tuple[list[float], list[list[float]]]] = {}
     for name, how in VARIANTS.items():
-        mixture = bench.mixed("", how.gate, how.site, how.after)
+        mixture = bench.mixed("", how.gate, how.site, how.after, how.encoder)
         survey = asked(
             mixture, bench.language(mixture, rows), names if told is None else (), rows=how.rows
         )
         mixture.unmix()
         told = survey.told if told is None else told
-        found = routed(Survey(survey.read, told), folds, how, bench, out / "runs" / name, known)
+        found = routed(replace(survey, told=told), folds, how, bench, out / "runs" / name, known)
         of_own, of_found = (told.exp()[range(len(rows)), place] for place in (own, found))
         hits, pairs = [], []
         for unit in units:

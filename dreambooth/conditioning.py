@@ -56,6 +56,11 @@ class UNetFeatures:
         widths = {"time": 2 * _WAVES, "prompt": self.states}
         return sum(widths[word] for word in self.told)
 
+    @property
+    def held(self) -> bool:
+        """No: the time step changes with every call."""
+        return False
+
     def __call__(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Tensor:
         """The features (rows, width) of a call with these arguments."""
         given = signature(self.forward).bind(None, *args, **kwargs).arguments

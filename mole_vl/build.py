@@ -113,12 +113,18 @@ def _faults_with(features: Features, gate: GateSpec, site: SiteKind) -> list[str
         f"features {features.name!r} are given, and the gate {type(gate).__name__} reads none: "
         "leave them out, or use a gate that learns, such as MoLE()"
     )
-    held = (
+    previews = site == "preview" and gate.reads_input
+    changing = (
         f"features {features.name!r} change with every forward, and site 'preview' finds weights "
         "before the forwards that they serve: leave them out, or use another site"
+    )
+    held = (
+        f"features {features.name!r} are told once for all forwards of a row, by what site "
+        "'preview' is shown: use that site, and a gate that reads its input, or leave them out"
     )
     return [
         at_least("features.width", features.width, 1),
         None if gate.takes_features else constant,
-        held if site == "preview" else None,
+        changing if site == "preview" and not features.held else None,
+        held if features.held and not previews else None,
     ]

@@ -47,11 +47,15 @@ class Lock:
 
 
 class Seen(Exception):  # noqa: N818 (no error: the way out of a forward)
-    """Ends a preview: the gate's block was reached, with the input `x`."""
+    """Ends a preview: the gate's block was reached, with the input `x`.
 
-    def __init__(self, x: Tensor) -> None:
+    `features` are what the model was told, where the gate is conditioned on it.
+    """
+
+    def __init__(self, x: Tensor, features: Tensor | None) -> None:
         super().__init__("the preview has seen what its gate reads")
         self.x = x
+        self.features = features
 
 
 class Dispatch:
@@ -188,15 +192,16 @@ class Dispatch:
             told.held[NETWORK] = self._found(forward, told)
 
     def _found(self, forward: Callable[[], Any], told: Conditions) -> GateOutput:
-        x = None
+        x = features = None
         try:
             with self.told(preview=True), torch.no_grad():
                 forward()
         except Seen as seen:
-            x = seen.x
+            x, features = seen.x, seen.features
         if x is None:
             raise RuntimeError(f"preview: the forward never ran {self.reading[NETWORK]}")
-        output = self.bank.ask(NETWORK, x, told, told.masks_at(self.reading[NETWORK]))
+        masks = told.masks_at(self.reading[NETWORK])
+        output = self.bank.ask(NETWORK, x, told, masks, features)
         if output.weights.dim() > 2:
             raise ValueError(
                 "site 'preview' finds weights for rows, and this gate's vary by position: use "
@@ -278,7 +283,7 @@ class Dispatch:
             self.lock.release()
             if not whole and module is not running.opener:
                 return
-        if not whole and self.features is not None:
+        if not whole and self.features is not None and not self.features.held:
             # Only the model is told them: its part cannot run alone.
             self.lock.release()
             return
@@ -289,13 +294,19 @@ class Dispatch:
             self.lock.release()
             raise
         opened = self.passes.open(told, module)
-        if told.disabled or told.preview:
+        if told.disabled:
             return
-        if self.features is not None and EVERYWHERE not in (told.pinned or {}):
+        if self.features is not None and self._told_of_features(told):
             opened.features = read_features(self.features, args, kwargs)
+        if told.preview:
+            return
         for name in self.sites:
             if self.previews or name not in self.reading:
                 self._evaluate(name, None, opened)
+
+    def _told_of_features(self, told: Conditions) -> bool:
+        """Whether gates read features in a forward: those that a preview holds, in it alone."""
+        return told.preview if self.previews else EVERYWHERE not in (told.pinned or {})
 
     def _conditions_of(
         self, whole: bool, model: nn.Module, args: Any, kwargs: Mapping[str, Any]
@@ -334,7 +345,7 @@ class Dispatch:
             return None
         x = site_input(module, args, kwargs, name)
         if told.preview:
-            raise Seen(x)
+            raise Seen(x, current.features)
         if again:
             current.replayed[name] = self._result(name, x, current)
         elif name in self.reading:

@@ -13,7 +13,8 @@ from torch import Tensor
 class Features(Protocol):
     """Numbers read from the arguments of each forward of a mixed model, the same for all gates.
 
-    They are read once a forward. A copy of the model copies them with it.
+    They are read once a forward, or once a preview if they are `held`. A copy of the model copies
+    them with it.
     """
 
     @property
@@ -24,6 +25,14 @@ class Features(Protocol):
     @property
     def width(self) -> int:
         """How many numbers a row has."""
+        ...
+
+    @property
+    def held(self) -> bool:
+        """Whether they are told once for all forwards of a row, by what site preview is shown.
+
+        Others change with every forward, and site preview cannot have them.
+        """
         ...
 
     def __call__(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Tensor:

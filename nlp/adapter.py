@@ -35,8 +35,8 @@ def bound(mixture: Mixture, added: Added | None = None) -> Around:
     """A language task's seam to a mixture.
 
     Gates over rows pool the real tokens of the prompt alone and hold for the whole answer, so no
-    answer token ever moves the weights that it is predicted with. A preview is shown the columns of
-    the prompts alone.
+    answer token ever moves the weights that it is predicted with. A preview is shown the prompts
+    alone.
 
     Args:
         mixture: The mixture of the model that runs inside.
@@ -69,11 +69,11 @@ def bound(mixture: Mixture, added: Added | None = None) -> Around:
 
 
 def _prompts(batch: TextBatch) -> TextBatch:
-    """The columns up to the last one in which a row's prompt still stands."""
+    """The columns up to the last one in which a row's prompt still stands, the prompts alone."""
     end = int(batch["prompt_mask"].any(0).nonzero().max()) + 1
     return TextBatch(
         input_ids=batch["input_ids"][:, :end],
-        attention_mask=batch["attention_mask"][:, :end],
+        attention_mask=batch["prompt_mask"][:, :end].to(batch["attention_mask"].dtype),
         labels=batch["labels"][:, :end],
         prompt_mask=batch["prompt_mask"][:, :end],
     )

@@ -37,8 +37,11 @@ class TextCalls:
             for name in ("input_ids", "inputs_embeds", "attention_mask", "position_ids")
             if given.get(name) is not None
         }
+        prompt = _prompt(given.get("labels"), real)
+        if prompt is not None and preview:
+            preview["attention_mask"] = prompt.long()
         return Call(
-            masks=Masks(real, _prompt(given.get("labels"), real)),
+            masks=Masks(real, prompt),
             thread=cache,
             first=first,
             preview={**preview, "use_cache": False} if first else {},

@@ -173,6 +173,18 @@ def texts_of(setting: str, given: Any) -> list[str]:
     return texts
 
 
+def words_of(ids: Tensor, shown: Tensor, tokenizer: Tokenizer) -> list[str]:
+    """The text of each row of ids, special tokens left out.
+
+    Args:
+        ids: (rows, positions).
+        shown: The positions that count, (rows, positions), true or 1.
+        tokenizer: Whose ids they are.
+    """
+    kept = [row[mask.bool()].tolist() for row, mask in zip(ids, shown, strict=True)]
+    return tokenizer.batch_decode(kept, skip_special_tokens=True)
+
+
 def write_rows(path: Path, rows: Iterable[TextRow]) -> None:
     """Write rows as JSON lines."""
     Path(path).write_text(to_lines(rows), encoding="utf-8")

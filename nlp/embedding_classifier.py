@@ -2,60 +2,21 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.nn.functional as F
-from accelerate import PartialState
 from safetensors.torch import save_file
 from torch import Tensor
-from transformers import AutoModel
 
 from mole_vl.faults import refuse
 from mole_vl.files import check_file, new_folder, read_tensors
 from nlp.classifier import HEADER, Labelled, labels_of, read_header, write_header
-from nlp.encoders import BUILT_IN_ENCODER, Reader, encoder_source, in_batches
-from nlp.models import found
+from nlp.encoders import Embedder
 
 HEAD = "head.safetensors"
 # The inverse of the head's L2 penalty. Embeddings of norm 1 are close to each other: the usual 1.0
 # would leave all tasks nearly as probable as one another.
 _C = 100.0
-
-
-class Embedder:
-    """Sentence embeddings: an encoder's last states, mean over real tokens, L2-normalised.
-
-    That is what sentence-transformers makes of all-MiniLM-L6-v2 (Reimers and Gurevych 2019). The
-    encoder runs on the process's accelerator, if there is one; embeddings are on the CPU.
-
-    Args:
-        encoder: A Hub id, a folder, or all-minilm-l6-v2 (by pip).
-
-    Raises:
-        FileNotFoundError: There is no such encoder.
-    """
-
-    def __init__(self, encoder: str = BUILT_IN_ENCODER) -> None:
-        self.name = encoder
-        source = encoder_source("embedding_model", encoder)
-        with found("embedding_model", encoder):
-            self._model: Any = AutoModel.from_pretrained(source, dtype=torch.float32).eval()
-            self._model.to(PartialState().device)
-            self._reader = Reader(source, self._model.config)
-        self.width: int = self._model.config.hidden_size
-
-    @torch.no_grad()
-    def __call__(self, texts: Sequence[str]) -> Tensor:
-        """Embeddings (rows, width) of norm 1, in fp32."""
-
-        def read(batch: Sequence[str]) -> Tensor:
-            shown = self._reader(batch, self._model.device)
-            states = self._model(**shown).last_hidden_state
-            real = shown["attention_mask"].unsqueeze(-1)
-            return F.normalize((states * real).sum(1) / real.sum(1), dim=-1).cpu()
-
-        return in_batches(texts, 64, read)
 
 
 class EmbeddingClassifier:

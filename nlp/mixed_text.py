@@ -21,6 +21,7 @@ from mole_vl.sites import SiteKind
 from mole_vl.training import Task
 from nlp.adapter import blocks, bound
 from nlp.answers import exact_match
+from nlp.conditioning import sentence
 from nlp.data import EncodedRow, Style, TextRow, digest_rows
 from nlp.dataset import RowSource, rows_of
 from nlp.forms import form_of
@@ -47,6 +48,8 @@ class MixedText(Domain):
         general: PEFT folders of LoRAs of what every task needs: their mean update is taken from
             each expert's (`mole_vl.arithmetic.without_general`). The gates are for what remains.
         quantise: Linear layers of the base in 8bit or 4bit (needs bitsandbytes).
+        encoder: A sentence encoder whose view of each prompt the gate reads too, for site preview:
+            a Hub id, a folder, or all-minilm-l6-v2 (by pip).
     """
 
     def __init__(
@@ -61,6 +64,7 @@ class MixedText(Domain):
         asked: int | None = None,
         general: Sequence[Path] = (),
         quantise: Bits | None = None,
+        encoder: str | None = None,
     ) -> None:
         counts = {"context": (context, 2), "batch_rows": (batch_rows, 1), "asked": (asked, 1)}
         refuse("MixedText", [at_least(name, *count) for name, count in counts.items()])
@@ -74,6 +78,7 @@ class MixedText(Domain):
         self.asked = asked
         self.general = general
         self.quantise: Bits | None = quantise
+        self.encoder = encoder
 
     def mix(self, gate: GateSpec, site: SiteKind, after: int = 0) -> Mapping[str, Mixture]:
         """Load base, rows and experts, and mix."""
@@ -95,7 +100,13 @@ class MixedText(Domain):
             for rows, source in ((train, f"train: {self.train}"), (test, f"test: {self.test}"))
         )
         self.mixture = mix(
-            self.model, experts, gate=gate, site=site, after=after, blocks=blocks(self.model)
+            self.model,
+            experts,
+            gate=gate,
+            site=site,
+            after=after,
+            blocks=blocks(self.model),
+            features=sentence(self.encoder, self.model, self.tokenizer),
         )
         return {"model": self.mixture}
 

@@ -27,7 +27,7 @@ from nlp.adapter import blocks, bound
 from nlp.around import Around, ExtraTerms
 from nlp.centroids import route_by_centroids
 from nlp.classifier import HEADER, Classifier
-from nlp.data import TextBatch, Tokenizer
+from nlp.data import TextBatch, Tokenizer, words_of
 from nlp.forms import form_of
 from nlp.library_transforms import centroids_kind, phatgoose_kind
 from nlp.shelf import Shelf, ShelfConfig
@@ -211,11 +211,7 @@ def _by_classifier(
 
     @contextmanager
     def around(batch: TextBatch) -> Iterator[ExtraTerms]:
-        ids = [
-            row[mask.bool()].tolist()
-            for row, mask in zip(batch["input_ids"], batch["prompt_mask"], strict=True)
-        ]
-        texts = tokenizer.batch_decode(ids, skip_special_tokens=True)
+        texts = words_of(batch["input_ids"], batch["prompt_mask"], tokenizer)
         weights = _highest(classifier.probabilities(texts)[:, order], top)
         with bound(mixture)(batch) as terms, mixture.pinned(weights):
             yield terms

@@ -24,8 +24,8 @@ from mole_vl.training import FitConfig, Watch
 from nlp.bert_classifier import BertClassifier, train_bert
 from nlp.classifier import Classifier, Judged, Kind, Labelled, judge, read_header
 from nlp.data import Tokenizer, digest_rows
-from nlp.embedding_classifier import Embedder, EmbeddingClassifier, train_embedding
-from nlp.encoders import encoder_source
+from nlp.embedding_classifier import EmbeddingClassifier, train_embedding
+from nlp.encoders import Embedder, encoder_source
 from nlp.forms import form_of
 from nlp.models import load_base
 from nlp.task_config import OPTIMIZERS, TaskMoEConfig

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from mole_vl import Expert, Mixture, merged, mix, mix_from, read_components, write_peft
+from mole_vl import Expert, Mixture, merged, mix, read_components, write_peft
 from mole_vl.arms import together
 from mole_vl.faults import at_least, refuse
 from mole_vl.files import check_output
@@ -27,6 +27,7 @@ from nlp.data import (
     to_device,
 )
 from nlp.forms import Causal, Form, fault_of_room, form_of
+from nlp.mixing import mix_by_file
 from nlp.models import Bits, load_base
 from nlp.task import answer_losses
 from pipelines.folder import (
@@ -159,7 +160,7 @@ class MoLETextGeneration:
             allow_changed: As for `mole_vl.mix_from`.
 
         Raises:
-            FileNotFoundError: No gate file there.
+            FileNotFoundError: No gate file there, or the sentence encoder that it names is gone.
             ValueError: Gates that do not fit the experts; the pipeline is left as it was.
             RuntimeError: No experts are loaded.
         """
@@ -167,13 +168,12 @@ class MoLETextGeneration:
         before, experts = self.mixture, self._bank()
         before.unmix()
         try:
-            mix_from(
+            mix_by_file(
                 self.model,
+                self.tokenizer,
                 experts,
                 path / f"{PART}.safetensors" if path.is_dir() else path,
-                blocks=blocks(self.model),
                 allow_changed=allow_changed,
-                calls=form_of(self.model).calls,
             )
         except BaseException:
             before.wire(self.model)

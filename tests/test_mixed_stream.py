@@ -15,7 +15,7 @@ from nlp.adapter import blocks, bound
 from nlp.data import read_rows, write_rows
 from nlp.train_phatgoose import PhatgooseConfig, Taught
 from tests.nlp.families import experts_on, lively
-from tests.nlp.toys import ROWS, tiny_model, tiny_tokenizer
+from tests.nlp.toys import ROWS, tiny_encoder, tiny_model, tiny_tokenizer
 
 NAMES = ("past", "plural", "french")
 FOLDER = Path(__file__).parents[1]
@@ -177,7 +177,7 @@ def test_ratios_are_those_of_means_and_seeds_are_averaged_within_a_row(module):
         for arm, seed in stream.cells(False, {*stream.FIXED, *stream.LEARNED})
     }
     for (arm, seed), one in found.items():
-        if arm == stream.GATES:
+        if arm in (stream.GATES, stream.STATES):
             one["weights"] = {
                 t: {n: 0.6 + seed / 10 if n == t else 0.1 for n in "ab"} for t in "ab"
             }
@@ -192,7 +192,7 @@ def test_ratios_are_those_of_means_and_seeds_are_averaged_within_a_row(module):
     assert (own.low, own.mean, own.high) == (1.0, 1.0, 1.0)
     assert rows["exact match, a", stream.GATES].mean == pytest.approx((1 + 1 / 3) / 2)
     assert rows["weight of its own expert, b", stream.GATES].mean == pytest.approx(0.7)
-    weights = [one["weights"] for one in found.values() if "weights" in one]
+    weights = [found[stream.GATES, seed]["weights"] for seed in stream.SEEDS]
     assert "| b | b 0.70, a 0.10 |" in stream.confusion(weights)
 
 
@@ -217,6 +217,8 @@ def test_the_shipped_preset_is_the_one_that_is_measured(module):
         measured.after,
     )
     assert (told.lr, told.steps, told.rows) == (measured.lr, measured.steps, measured.rows)
+    assert told.weight_decay == measured.weight_decay
+    assert preset.domain.encoder == measured.encoder
     assert (preset.alone, preset.centring) == (measured.alone, measured.centring)
     shelf = module("fewshot_bench").SHELF
     assert sorted(folder.name for folder in preset.domain.experts) == sorted(s.name for s in shelf)
@@ -238,7 +240,10 @@ def test_a_wording_lies_in_one_fold_and_every_fold_has_some_of_each_task(module)
             assert row.prompt.endswith(after.rpartition("}")[2])
 
 
-def test_held_out_rows_are_routed_by_gates_that_never_saw_their_wording(module, bench, tmp_path):
+@pytest.mark.parametrize("sentences", [False, True])
+def test_held_out_rows_are_routed_by_gates_that_never_saw_their_wording(
+    module, bench, tmp_path, sentences
+):
     wordings = module("stream_wordings")
     survey = module("stream_wordings").Survey
     # A wording that nobody else has tells nothing but by its direction: four points on two lines.
@@ -249,10 +254,14 @@ def test_held_out_rows_are_routed_by_gates_that_never_saw_their_wording(module, 
     told = torch.full((20, 3), -4.0)
     told[range(20), own] = 0.0
     how = wordings.replace(wordings.variant("mean", after=1), steps=60, rows=8, lr=0.05)
+    features = None
+    if sentences:  # The states of all rows are one; what the sentences say is all there is.
+        how = wordings.replace(how, encoder=str(tiny_encoder(tmp_path / "encoder")))
+        features, read = read, torch.ones_like(read)
     folds = torch.arange(20) % 5
-    found = wordings.routed(survey(read, told), folds, how, bench, tmp_path, "")
+    found = wordings.routed(survey(read, told, features), folds, how, bench, tmp_path, "")
     assert found.tolist() == own.tolist()
     # In the rows of one fold the experts are told the wrong way round: it must not learn of them.
     odd = torch.where((folds == 2)[:, None], told.flip(-1), told)
-    again = wordings.routed(survey(read, odd), folds, how, bench, tmp_path / "odd", "")
+    again = wordings.routed(survey(read, odd, features), folds, how, bench, tmp_path / "odd", "")
     assert again[folds == 2].tolist() == own[folds == 2].tolist()

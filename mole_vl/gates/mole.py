@@ -43,11 +43,22 @@ class LearnedGate(Gate):
         x = given.x
         if x is not None and self.over == "row":
             x = self.score.pooled(x, given.pool)
-        logits = self.score(x, matrices)
-        if self.conditioning is not None:
-            logits = self.conditioning(logits, given.features)
+        logits = self.logits(x, given.features, matrices)
         chosen = None if self.top_k is None else self._chosen(logits, given.kept, self.top_k)
         return GateOutput(self.normaliser(logits, given.kept, chosen), None, logits)
+
+    def logits(
+        self, x: Tensor | None, features: Tensor | None, matrices: Sequence[MixtureLayer]
+    ) -> Tensor:
+        """Scores (lead, E) before they are normalised.
+
+        Args:
+            x: The site's input, pooled for a gate over rows; None where nothing is read.
+            features: What the model itself was told of each row, (rows, features), or None.
+            matrices: The site's layers that read the site's width.
+        """
+        logits = self.score(x, matrices)
+        return logits if self.conditioning is None else self.conditioning(logits, features)
 
     @staticmethod
     def _chosen(logits: Tensor, kept: Tensor | None, k: int) -> Tensor:

@@ -9,7 +9,8 @@ while it learns: both are found once, and a step costs next to nothing.
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -60,10 +61,26 @@ class Survey:
     Args:
         read: The pooled input of the gate's score, (N, d).
         told: Log-likelihood of each example under each expert alone, (N, E), in nats a unit.
+        features: What the model itself is told of each example and the gate is conditioned on,
+            (N, F); None for a gate without.
     """
 
     read: Tensor
     told: Tensor
+    features: Tensor | None = None
+
+    def tensors(self) -> dict[str, Tensor]:
+        """What it holds, by name."""
+        found = {"read": self.read, "told": self.told, "features": self.features}
+        return {name: tensor for name, tensor in found.items() if tensor is not None}
+
+    def at(self, places: Sequence[int] | Tensor) -> "Survey":
+        """Of the examples at these places, or where this mask (N,) is true."""
+        return Survey(**{name: tensor[places] for name, tensor in self.tensors().items()})
+
+    def to(self, device: torch.device) -> "Survey":
+        """The same on a device."""
+        return Survey(**{name: tensor.to(device) for name, tensor in self.tensors().items()})
 
 
 class ChoiceTask:
@@ -89,12 +106,11 @@ class ChoiceTask:
     def place(self, device: torch.device) -> None:
         """Move the gate and the survey; the model is not run."""
         self.gate.to(device)
-        self.survey = Survey(self.survey.read.to(device), self.survey.told.to(device))
+        self.survey = self.survey.to(device)
 
     def batch(self, rows: Sequence[Row]) -> Survey:
         """The survey of the epoch's next examples."""
-        places = [row.pick(len(self.survey.told)) for row in rows]
-        return Survey(self.survey.read[places], self.survey.told[places])
+        return self.survey.at([row.pick(len(self.survey.told)) for row in rows])
 
     def units(self, batch: Survey) -> int:
         """Examples."""
@@ -106,7 +122,7 @@ class ChoiceTask:
         The shares are those before the gate's `top_k`, which would leave the others no gradient.
         """
         with torch.autocast(batch.read.device.type, enabled=False):
-            weights = self.gate.normaliser(self.gate.score(batch.read, ()))
+            weights = self.gate.normaliser(self.gate.logits(batch.read, batch.features, ()))
             shares = weights / weights.sum(-1, keepdim=True)
             loss = 1 - (shares * batch.told.exp()).sum(-1).mean()
         means = {self.site: weights.detach().mean(0)}
@@ -139,6 +155,8 @@ def choice_task(
     spec = mixture.spec
     assert isinstance(spec, MoLE)
     reader = {"score": to_data(spec.score), "preview": spec.preview, "site": mixture.layout.kind}
+    if mixture.features is not None:
+        reader["features"] = mixture.features.name
     told = dict(zip(mixture.names, mixture.digests, strict=True))
     how = {"experts": told, "after": mixture.layout.after, "in": accelerator.mixed_precision}
     made = json.loads(json.dumps({**settings, **reader, **how}, default=str))
@@ -147,9 +165,8 @@ def choice_task(
         found = asked(mixture, task, mixture.names, rows=rows)
         _check_numbers(found, mixture.names)
         if accelerator.is_main_process:
-            tensors = {"read": found.read, "told": found.told}
             with new_file(file) as unfinished:
-                save_file(tensors, unfinished, metadata={"settings": json.dumps(made)})
+                save_file(found.tensors(), unfinished, metadata={"settings": json.dumps(made)})
         accelerator.wait_for_everyone()
     return ChoiceTask(component, mixture, _kept(file, made))
 
@@ -189,7 +206,11 @@ def _check_numbers(survey: Survey, names: Sequence[str]) -> None:
                 for name, count in zip(names, odd, strict=True)
                 if count
             ),
-            None if bool(survey.read.isfinite().all()) else "the gate reads what are no numbers",
+            *(
+                None if bool(read.isfinite().all()) else "the gate reads what are no numbers"
+                for read in (survey.read, survey.features)
+                if read is not None
+            ),
         ],
     )
 
@@ -198,8 +219,8 @@ def _kept(file: Path, made: Mapping[str, object]) -> Survey:
     try:
         with safe_open(file, framework="pt") as kept:
             before = json.loads((kept.metadata() or {})["settings"])
-            survey = Survey(kept.get_tensor("read"), kept.get_tensor("told"))
-    except (SafetensorError, KeyError, ValueError) as error:
+            survey = Survey(**{name: kept.get_tensor(name) for name in kept.keys()})  # noqa: SIM118
+    except (SafetensorError, KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{file} is damaged or no survey: {error}; remove it") from error
     if faults := differences(before, made):
         raise ValueError(
@@ -220,6 +241,10 @@ def _only_gate(mixture: Mixture) -> tuple[str, LearnedGate]:
             else f"{len(names)} gates ({', '.join(names[:3])} ...), expected one for the whole "
             "model: site preview, or network with after 0",
             _gate_fault(gate),
+            None
+            if mixture.features is None or mixture.features.held
+            else f"the features {mixture.features.name!r} change with every forward, and an "
+            "example is asked once: leave them out",
             None if mixture.slots is None else "the gates weigh slots, expected experts",
         ],
     )
@@ -232,9 +257,8 @@ def _gate_fault(gate: Gate) -> str | None:
         not isinstance(gate, LearnedGate)
         or not isinstance(gate.score, HiddenScore)
         or gate.over != "row"
-        or gate.conditioning is not None
     ):
-        return "the gate must be MoLE over rows with Hidden scores and no conditioning"
+        return "the gate must be MoLE over rows with Hidden scores"
     if not isinstance(gate.normaliser.spec, Softmax):
         return (
             f"the normaliser is {gate.normaliser.spec}, expected Softmax(): experts alone do not "
@@ -262,25 +286,33 @@ def asked(mixture: Mixture, task: Answered, names: Sequence[str], *, rows: int) 
     parts = []
     for index in own:
         batch = task.examples(batches[index].tolist())
-        seen: list[Tensor] = []
-        hook = gate.score.register_forward_pre_hook(partial(_note, seen))
-        try:
-            with accelerator.autocast():
-                task.likelihoods(batch)
-        finally:
-            hook.remove()
-        told = torch.zeros(len(seen[0]), len(names))
+        seen: dict[str, Tensor] = {}
+        with accelerator.autocast(), _noting(gate, seen):
+            task.likelihoods(batch)
+        told = torch.zeros(len(seen["read"]), len(names))
         for place, name in enumerate(names):
             with mixture.pinned({name: 1.0}), accelerator.autocast():
                 told[:, place] = task.likelihoods(batch).float().cpu()
-        parts.append((index, seen[0].float().cpu(), told))
+        parts.append((index, Survey(told=told, **seen)))
     if accelerator.num_processes > 1:
         parts = gather_object(parts)
-    parts = sorted(parts, key=lambda part: part[0])
-    back = order.argsort()
-    read, told = (torch.cat([part[i] for part in parts])[back] for i in (1, 2))
-    return Survey(read, told)
+    found = [part.tensors() for _, part in sorted(parts, key=lambda part: part[0])]
+    whole = {name: torch.cat([part[name] for part in found]) for name in found[0]}
+    return Survey(**whole).at(order.argsort())
 
 
-def _note(seen: list[Tensor], _score: nn.Module, args: Any) -> None:
-    seen.append(args[0])
+@contextmanager
+def _noting(gate: LearnedGate, seen: dict[str, Tensor]) -> Iterator[None]:
+    """Notes what the gate reads in the forward inside: `read`, and `features` if it is told."""
+
+    def note(name: str, place: int, _part: nn.Module, args: Any) -> None:
+        seen[name] = args[place].float().cpu()
+
+    hooks = [gate.score.register_forward_pre_hook(partial(note, "read", 0))]
+    if gate.conditioning is not None:
+        hooks.append(gate.conditioning.register_forward_pre_hook(partial(note, "features", 1)))
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()

@@ -11,6 +11,7 @@ from mole_vl import mix
 from mole_vl.domain import gate_parameters
 from mole_vl.gates import GateInput, Hidden, MoLE, ScaledSoftmax, Sigmoid, Softmax
 from mole_vl.training import FitConfig, Row, Term, choice_task, fit
+from tests.mole_vl.test_features import Context
 from tests.toys import BLOCKS, Toy, inputs, randomise, three
 
 NORMALISERS = (Softmax(), ScaledSoftmax(total=2.0), Sigmoid())
@@ -63,6 +64,48 @@ class Examples:
             self.mixture.preview(x, context)
             found = self.model(x, context)
         return -(found - self.wanted[batch]).square().mean((1, 2))
+
+
+def conditioned(gate=None):
+    task = Examples(gate or MoLE(), features=Context(held=True))
+    randomise(task.mixture)
+    return task
+
+
+def test_a_gate_is_taught_what_it_is_told_beside_the_states(tmp_path):
+    task = conditioned()
+    choice = chosen(task, tmp_path)
+    torch.testing.assert_close(choice.survey.features, task.context.sum(1))
+    rows = [Row(0, 0, index, 7) for index in range(7)]
+    places = [row.pick(ROWS) for row in rows]
+    with task.mixture.condition(hold=True), task.mixture.record() as records:
+        task.mixture.preview(task.x[places], task.context[places])
+        task.model(task.x[places], task.context[places])
+    weights = records[0].output.weights
+    expected = 1 - (weights * choice.survey.told[places].exp()).sum(-1).mean()
+    found = choice.losses(choice.batch(rows))["choice"].value
+    torch.testing.assert_close(found, expected)
+    own = task.mixture.gate("network").conditioning.weight
+    one, other = (torch.autograd.grad(loss, own)[0] for loss in (found, expected))
+    torch.testing.assert_close(one, other)
+    assert torch.equal(chosen(conditioned(), tmp_path).survey.features, choice.survey.features)
+    with pytest.raises(ValueError, match=r"other settings \(features was 'context', is None\)"):
+        chosen(Examples(), tmp_path)
+
+
+def test_a_gate_may_learn_from_what_it_is_told_alone(tmp_path):
+    task = conditioned(MoLE(top_k=1))
+    # The states of all rows are one.
+    task.x[:] = task.x[:1]
+    for row, own in enumerate(task.own):
+        task.context[row, :, own] += 4.0
+    with torch.no_grad():
+        task.wanted = torch.stack([task.alone(own)[i] for i, own in enumerate(task.own)])
+    config = FitConfig(output=tmp_path, steps=200, rows=6, lr=0.05, progress=False)
+    fit(chosen(task, tmp_path), config)
+    with task.mixture.condition(hold=True), torch.no_grad():
+        task.mixture.preview(task.x, task.context)
+        torch.testing.assert_close(task.model(task.x, task.context), task.wanted)
 
 
 def chosen(task, folder, **how):
@@ -162,6 +205,8 @@ def test_what_experts_alone_cannot_teach_is_told(tmp_path):
         )
     with pytest.raises(ValueError, match="a str cannot ask its examples one by one"):
         choice_task({"model": task.mixture}, "no task", tmp_path, rows=2, settings={})
+    with pytest.raises(ValueError, match="'context' change with every forward, and an example is"):
+        chosen(Examples(site="network", after=0, features=Context()), tmp_path)
     assert not list(tmp_path.iterdir())
 
 

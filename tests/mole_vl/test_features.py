@@ -36,6 +36,7 @@ class Context:
 
     name: str = "context"
     width: int = 5
+    held: bool = False
 
     def __call__(self, args, kwargs):
         context = kwargs["context"] if "context" in kwargs else args[1]
@@ -315,6 +316,67 @@ def test_balance_moves_the_conditioning():
         model(*inputs())
     balance(records).backward()
     assert all(p.grad.abs().sum() > 0 for p in mixture.gates.parameters())
+
+
+HELD = {"site": "preview", "after": 1}
+
+
+def held(gate=None):
+    model = Toy()
+    given = {"gate": gate or MoLE(), **HELD, "blocks": BLOCKS, "features": Context(held=True)}
+    mixture = mix(model, three(model), **given)
+    randomise(mixture)
+    return model, mixture
+
+
+@pytest.mark.parametrize("shown", ["base", "average"])
+def test_what_a_preview_is_told_holds_for_all_forwards(shown):
+    model, mixture = held(MoLE(preview=shown))
+    twin = copy.deepcopy(model)
+    x, context = inputs()
+    with mixture.condition(hold=True), mixture.record() as records:
+        mixture.preview(x, context)
+        model(x, context)
+        model(x, context * 0)  # Told otherwise, it takes the weights that were found.
+    torch.testing.assert_close(records[1].output.weights, records[0].output.weights)
+    with torch.no_grad():
+        twin.mixture.gate("network").conditioning.weight.zero_()
+    with twin.mixture.condition(hold=True), twin.mixture.record() as plain:
+        twin.mixture.preview(x, context)
+        twin(x, context)
+    logits = plain[0].output.logits + told(mixture, "network", context)
+    torch.testing.assert_close(records[0].output.logits, logits)
+    records[0].output.weights[:, 0].sum().backward()
+    assert mixture.gate("network").conditioning.weight.grad.abs().sum() > 0
+
+
+def test_what_is_held_is_read_in_the_preview_alone():
+    model = Toy()
+    given = {"gate": MoLE(), **HELD, "blocks": BLOCKS}
+    mixture = mix(model, three(model), **given, features=Unreadable(held=True))
+    x, context = inputs()
+    with mixture.condition(hold=True), pytest.raises(RuntimeError, match="cannot be read"):
+        mixture.preview(x, context)
+    with mixture.condition(hold=True), mixture.pinned({"ann": 1.0}):
+        mixture.preview(x, context)
+        expected = model(x, context)
+    mixture.unmix()
+    mixture = mix(model, three(model), gate=MoLE(), blocks=BLOCKS)
+    with mixture.pinned({"ann": 1.0}):
+        torch.testing.assert_close(model(x, context), expected)
+
+
+@pytest.mark.parametrize(
+    "where",
+    [{"site": "block"}, {"site": "network", "after": 1}, {**HELD, "score": Free()}],
+    ids=str,
+)
+def test_what_is_held_wants_a_preview(where):
+    model, where = Toy(), dict(where)
+    gate = MoLE(score=where.pop("score", Hidden()))
+    with pytest.raises(ValueError, match="told once for all forwards of a row, by what site 'prev"):
+        mix(model, three(model), gate=gate, **where, blocks=BLOCKS, features=Context(held=True))
+    assert not hasattr(model, "mixture")
 
 
 @pytest.mark.parametrize(

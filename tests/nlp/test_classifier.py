@@ -12,8 +12,8 @@ from transformers import AutoModelForSequenceClassification, BertModel
 from mole_vl.training import FitConfig
 from nlp.bert_classifier import BertClassifier, train_bert
 from nlp.classifier import Labelled, hard, judge, labels_of
-from nlp.embedding_classifier import Embedder, EmbeddingClassifier, train_embedding
-from nlp.encoders import BUILT_IN_ENCODER
+from nlp.embedding_classifier import EmbeddingClassifier, train_embedding
+from nlp.encoders import BUILT_IN_ENCODER, Embedder
 from tests.nlp.toys import tiny_encoder, tiny_tokenizer
 
 TASKS = ("plural", "french", "past")
