@@ -5,7 +5,8 @@
 SmolLM2-135M-Instruct, LoRAs of rank 8 on q and v; a step is forward, backward and AdamW. Together:
 one step of all, each with its own rows (`mole_vl.tenants`). One after the other: a step of each
 with the same rows, by this library (`mole_vl.lora`) and by peft. In a step each LoRA has 2 rows of
-32 tokens, or 16 of 64; the sides take turns, the unit is one turn.
+32 tokens, or 16 of 64; in fp32, and in bf16 by autocast, as `accelerate launch --mixed_precision
+bf16` runs it. The sides take turns, the unit is one turn.
 """
 
 import argparse
@@ -25,8 +26,8 @@ from nlp.models import load_base
 from results import ROOT, Measurement, write_results
 
 TENANTS, RANK, TARGETS = 16, 8, ("q_proj", "v_proj")
-SIZES = {(2, 32): 4, (16, 64): 1}
-"""Turns, by rows of each LoRA and their tokens."""
+SIZES = {(2, 32, "bf16"): 4, (2, 32, "fp32"): 4, (16, 64, "bf16"): 1, (16, 64, "fp32"): 1}
+"""Turns, by rows of each LoRA, their tokens, and the precision."""
 TOGETHER, APART, PEFT = "together", "one after the other", "one after the other, peft"
 LORA = LoRA(form=Form(rank=RANK, alpha=16), targets=TARGETS, dropout=0.0)
 
@@ -48,7 +49,7 @@ def learns(model: Any) -> list[Tensor]:
     return [p for p in model.parameters() if p.requires_grad]
 
 
-def sides(rows: int, tokens: int) -> dict[str, Callable[[], None]]:
+def sides(rows: int, tokens: int, precision: str) -> dict[str, Callable[[], None]]:
     """A step of every LoRA, on each side, with so many rows of each, so long."""
     torch.manual_seed(0)
     ids = torch.randint(100, 40_000, (TENANTS, rows, tokens))
@@ -58,7 +59,8 @@ def sides(rows: int, tokens: int) -> dict[str, Callable[[], None]]:
     owners = [name for name in names for _ in range(rows)]
 
     def loss(model: Any, shown: Tensor) -> Tensor:
-        return model(input_ids=shown, labels=shown, use_cache=False).loss
+        with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
+            return model(input_ids=shown, labels=shown, use_cache=False).loss
 
     def together() -> Tensor:
         with mixture.condition(tenant=owners):
@@ -83,11 +85,11 @@ def sides(rows: int, tokens: int) -> dict[str, Callable[[], None]]:
     return {TOGETHER: step_of(together, learns(many)), APART: each(one), PEFT: each(adapted)}
 
 
-def of_size(rows: int, tokens: int, turns: int) -> list[Measurement]:
+def of_size(rows: int, tokens: int, precision: str, turns: int) -> list[Measurement]:
     """Medians of each side, and of the time together over the others'."""
     others = [(TOGETHER, side) for side in (APART, PEFT)]
-    name = f"{TENANTS} LoRAs, {rows} rows of {tokens} each"
-    return in_turns(name, sides(rows, tokens), turns, others)
+    name = f"{TENANTS} LoRAs, {rows} rows of {tokens} each, {precision}"
+    return in_turns(name, sides(rows, tokens, precision), turns, others)
 
 
 def main() -> None:
@@ -95,7 +97,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--quick", action="store_true", help="few repetitions, for a look")
     quick = parser.parse_args().quick
-    sizes = {(2, 32): 1} if quick else SIZES
+    sizes = {(2, 32, "bf16"): 1} if quick else SIZES
     rows = [row for size, turns in sizes.items() for row in of_size(*size, turns)]
     settings = {
         "tenants": TENANTS, "rank": RANK, "targets": TARGETS, "turns": list(sizes.values()),
