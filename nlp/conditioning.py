@@ -5,9 +5,7 @@ words is, an encoder that learned what sentences mean knows other things of: the
 better than either.
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from collections.abc import Mapping, Sequence
 from inspect import signature
 from typing import Any
 
@@ -25,46 +23,32 @@ _WORD = "sentence:"
 _SIZE = 2.0
 
 
-@dataclass(frozen=True, eq=False)
 class Sentence:
     """The sentence embedding of what a forward is shown: for site preview, of the prompt.
 
-    A copy shares the encoder.
+    A copy is the same: nothing changes it.
 
     Args:
         encoder: A Hub id, a folder, or all-minilm-l6-v2 (by pip).
-        forward: The forward of the model's class, for the names of its arguments.
+        model: The language model that is shown it.
         tokenizer: The model's: its ids are put back into words.
 
     Raises:
         FileNotFoundError: There is no such encoder.
     """
 
-    encoder: str
-    forward: Callable[..., Any]
-    tokenizer: Tokenizer
-    held: bool = True
+    held = True
 
-    def __post_init__(self) -> None:
-        # A wrong name is known at once, not at the first prompt.
-        self._embed  # noqa: B018
+    def __init__(self, encoder: str, model: nn.Module, tokenizer: Tokenizer) -> None:
+        self._embed = Embedder(encoder, setting="encoder")
+        # The names of the arguments are those of the class: mixing hooks into the model itself.
+        self._kind = type(model)
+        self._tokenizer = tokenizer
+        self.name = f"{_WORD}{encoder}"
+        self.width = self._embed.width
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "Sentence":
         return self
-
-    @cached_property
-    def _embed(self) -> Embedder:
-        return Embedder(self.encoder, setting="encoder")
-
-    @property
-    def name(self) -> str:
-        """Such as `sentence:all-minilm-l6-v2`."""
-        return f"{_WORD}{self.encoder}"
-
-    @property
-    def width(self) -> int:
-        """The encoder's width."""
-        return self._embed.width
 
     def __call__(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Tensor:
         """The features (rows, width) of a forward: of the ids that its mask shows.
@@ -72,7 +56,7 @@ class Sentence:
         Raises:
             ValueError: The model is shown no ids.
         """
-        given = signature(self.forward).bind_partial(None, *args, **kwargs).arguments
+        given = signature(self._kind.forward).bind_partial(None, *args, **kwargs).arguments
         ids, mask = given.get("input_ids"), given.get("attention_mask")
         if not isinstance(ids, Tensor):
             raise ValueError(
@@ -80,7 +64,7 @@ class Sentence:
                 "shown no input_ids: show them, or take gates that read no sentence"
             )
         shown = torch.ones_like(ids) if mask is None else mask
-        texts = words_of(ids, shown, self.tokenizer)
+        texts = words_of(ids, shown, self._tokenizer)
         # As alone: the model's own precision is none of the encoder's.
         with torch.autocast(ids.device.type, enabled=False):
             return unit_sized(self._embed(texts)) * _SIZE
@@ -92,7 +76,7 @@ def sentence(encoder: str | None, model: nn.Module, tokenizer: Tokenizer) -> Sen
     Raises:
         FileNotFoundError: There is no such encoder.
     """
-    return None if encoder is None else Sentence(encoder, type(model).forward, tokenizer)
+    return None if encoder is None else Sentence(encoder, model, tokenizer)
 
 
 def features_of_file(gates: GateFile, model: nn.Module, tokenizer: Tokenizer) -> Sentence | None:
