@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -29,7 +29,6 @@ from nlp.data import (
 from nlp.forms import Causal, Form, fault_of_room, form_of
 from nlp.mixing import mix_by_file
 from nlp.models import Bits, load_base
-from nlp.task import answer_losses
 from pipelines.folder import (
     check_place,
     drop_mixture,
@@ -38,19 +37,13 @@ from pipelines.folder import (
     save_mixture,
 )
 from pipelines.recording import Recording
-from pipelines.token_weights import TokenWeights, by_token
-from pipelines.weights import in_order
+from pipelines.text_weights import TextWeights, weights_of_rows
+from pipelines.token_weights import TokenWeights, traced, with_answers
 
 PART = "model"
 # Arguments of `generate` that the prompts decide, or that would change what it returns.
 _OWN = ("inputs", "input_ids", "inputs_embeds", "attention_mask", "pad_token_id",
         "return_dict_in_generate")  # fmt: skip
-
-# For all prompts: weights by expert's name (zero for the others), or (E,) in the experts' order, or
-# one of these by site; or for each prompt an expert's name, weights by name, or a row of (rows, E).
-TextWeights: TypeAlias = (
-    Mapping[str, Any] | Tensor | Sequence[float] | Sequence[str | Mapping[str, float]]
-)
 
 
 class MoLETextGeneration:
@@ -261,15 +254,13 @@ class MoLETextGeneration:
                 "mixture.record() lists what their gates say"
             )
         rows = self._rows(prompts, style)
+        # transformers' own types say less than its models have.
+        model: Any = self.model
         with self._mixing(len(rows), strength, masked, weights):
             said = self._said(rows, max_new_tokens=max_new_tokens, **generate)
-            copies = len(said) // len(rows)
-            answered = [
-                EncodedRow(rows[place // copies].prompt, self._kept(ids, generate), row)
-                for place, ids in enumerate(said.tolist())
-                for row in [rows[place // copies].row]
-            ]
-            return self._traced(answered, self._texts(said))
+            ends = generate.get("eos_token_id", model.generation_config.eos_token_id)
+            answered = with_answers(rows, said, ends, self.tokenizer.pad_token_id)
+            return traced(self.model, self.tokenizer, answered, self._texts(said))
 
     def _rows(self, prompts: str | Sequence[str], style: Style) -> list[EncodedRow]:
         return [
@@ -287,7 +278,11 @@ class MoLETextGeneration:
         mixture = self.mixture
         contexts = [mixture.scaled(strength)]
         contexts += [mixture.masked(masked)] if masked else []
-        contexts += [mixture.pinned(self._given(weights, rows))] if weights is not None else []
+        contexts += (
+            [mixture.pinned(weights_of_rows(weights, mixture.names, rows))]
+            if weights is not None
+            else []
+        )
         return together(contexts)
 
     def _said(self, rows: Sequence[EncodedRow], **generate: Any) -> Tensor:
@@ -308,45 +303,6 @@ class MoLETextGeneration:
 
     def _texts(self, said: Tensor) -> list[str]:
         return [t.strip() for t in self.tokenizer.batch_decode(said, skip_special_tokens=True)]
-
-    def _kept(self, ids: Sequence[int], generate: Mapping[str, Any]) -> tuple[int, ...]:
-        """The ids of an answer with its end token, without the padding that follows."""
-        model: Any = self.model
-        end = generate.get("eos_token_id", model.generation_config.eos_token_id)
-        ends = {end} if isinstance(end, int) else set(end or ())
-        for place, token in enumerate(ids):
-            if token in ends:
-                return tuple(ids[: place + 1])
-        # What else ends an answer, such as a stop string, leaves no token of its own.
-        kept = list(ids)
-        while kept and kept[-1] == self.tokenizer.pad_token_id:
-            kept.pop()
-        return tuple(kept)
-
-    def _traced(self, rows: Sequence[EncodedRow], texts: Sequence[str]) -> list[TokenWeights]:
-        """The weights where each token is read, in one forward of the whole rows."""
-        mixture = self.mixture
-        batch = to_device(
-            form_of(self.model).rows(rows, self.tokenizer.pad_token_id), self.model.device
-        )
-        with mixture.record() as records, bound(mixture)(batch):
-            answer_losses(self.model, batch)
-        found = by_token(records, len(mixture.names), *batch["input_ids"].shape)
-        traced = []
-        for row, text, weights in zip(rows, texts, found, strict=True):
-            ids = [*row.prompt, *row.answer]
-            tokens = self.tokenizer.batch_decode([[i] for i in ids], skip_special_tokens=False)
-            traced.append(
-                TokenWeights(
-                    text=text,
-                    tokens=tuple(tokens),
-                    prompt=len(row.prompt),
-                    sites=tuple(record.site for record in records),
-                    experts=mixture.names,
-                    weights=weights[:, : len(ids)],
-                )
-            )
-        return traced
 
     @contextmanager
     def record(self) -> Iterator[Recording]:
@@ -417,32 +373,6 @@ class MoLETextGeneration:
             bank = {one.name: {PART: one} for one in self._bank()}
             save_mixture(folder, bank, {PART: mixture})
         tokenizer.save_pretrained(folder)  # pyright: ignore[reportAttributeAccessIssue]
-
-    def _given(self, weights: TextWeights, rows: int) -> Any:
-        """Weights as `Mixture.pinned` takes them."""
-        if isinstance(weights, Mapping):
-            return weights
-        given: Any = weights
-        names = self.mixture.names
-        if isinstance(given, str) or not isinstance(given, Tensor | Sequence):
-            raise ValueError(
-                f"weights is {given!r}, expected weights by expert's name, or a list with an "
-                "expert's name, or weights, for each prompt"
-            )
-        if not isinstance(given, Tensor) and any(isinstance(w, str | Mapping) for w in given):
-            given = [
-                in_order(names, {one: 1.0} if isinstance(one, str) else one, f"weights[{place}]")
-                for place, one in enumerate(given)
-            ]
-        found = torch.as_tensor(given, dtype=torch.float32)
-        if found.dim() == 2 and len(found) != rows:
-            raise ValueError(f"weights are for {len(found)} prompts, and there are {rows}")
-        if found.dim() not in (1, 2):
-            raise ValueError(
-                f"weights of shape {tuple(found.shape)}, expected ({len(names)},) or ({rows}, "
-                f"{len(names)}), for {rows} prompts and {', '.join(names)}"
-            )
-        return found
 
 
 def _check_call(form: Form, rows: Sequence[EncodedRow], generate: Mapping[str, Any]) -> None:
