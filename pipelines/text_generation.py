@@ -278,11 +278,8 @@ class MoLETextGeneration:
         mixture = self.mixture
         contexts = [mixture.scaled(strength)]
         contexts += [mixture.masked(masked)] if masked else []
-        contexts += (
-            [mixture.pinned(weights_of_rows(weights, mixture.names, rows))]
-            if weights is not None
-            else []
-        )
+        if weights is not None:
+            contexts.append(mixture.pinned(weights_of_rows(weights, mixture.names, rows)))
         return together(contexts)
 
     def _said(self, rows: Sequence[EncodedRow], **generate: Any) -> Tensor:
