@@ -3,11 +3,13 @@
     python benchmarks/fewshot.py --split dev            # the development tasks
     python benchmarks/fewshot.py --split test           # the held-out tasks
     python benchmarks/fewshot.py --split dev --quick    # one task, few rows, for a look
+    python benchmarks/fewshot.py --split test --kept    # the tables of what is measured so far
 
 16 and 64 examples, three draws of each; every way answers the same rows, greedily. A way that
 learns nothing is asked once. The unit is the task and draw, its rows averaged; differences are
 paired. Cells that were measured are kept, and a run goes on where it stopped; `--part K/N` shares
-them among processes. The ways are those of `fewshot_ways.py`; `--ways` names some of them.
+them among processes. The ways are those of `fewshot_ways.py`; `--ways` names some of them. With
+`--kept` nothing is measured, and a way that lacks cells of a size is in none of its tables.
 """
 
 import argparse
@@ -43,14 +45,22 @@ def cells(split: str, sizes: Sequence[int], quick: bool, ways: Collection[str]) 
 
 
 def summary(found: Mapping[Cell, Mapping[str, Any]]) -> list[Measurement]:
-    """Exact match and log-likelihood by way, and what the gates gain over each."""
+    """Exact match and log-likelihood by way, and what the gates gain over each.
+
+    A way is in the tables of the sizes that it was measured at, every task and draw of them.
+    """
     measures = {
         "exact match": share,
         "log-likelihood per answer token": lambda one: float(np.mean(one["told"])),
     }
-    rows, arms = [], list(dict.fromkeys(way for way, *_ in found))
+    rows, ways = [], list(dict.fromkeys(way for way, *_ in found))
     for shots in sorted({shots for _, _, shots, _ in found if shots}):
         units = sorted({(t, draw) for _, t, s, draw in found if s == shots})
+        arms = [
+            way
+            for way in ways
+            if all((way, t, shots, d) in found or (way, t, 0, 0) in found for t, d in units)
+        ]
         for measure, value in measures.items():
             by_arm = {
                 arm: [value(found.get((arm, t, shots, d)) or found[arm, t, 0, 0]) for t, d in units]
@@ -93,6 +103,7 @@ def main() -> None:
     )
     parser.add_argument("--part", default="1/1", help="the Kth of N processes' cells, as K/N")
     parser.add_argument("--quick", action="store_true", help="one task, few rows, for a look")
+    parser.add_argument("--kept", action="store_true", help="summarise; measure nothing")
     options = parser.parse_args()
     part, parts = map(int, options.part.split("/"))
     sizes = [options.shots] if options.shots else SHOTS[: 1 if options.quick else None]
@@ -109,6 +120,9 @@ def main() -> None:
         way, task, shots, draw = cell
         lesson, how = lesson_of(task, shots, draw, asked), ways[shots][way]
         key = f"{way}, {task}, {shots}, {draw}"
+        if options.kept and not units.has(key):
+            print(f"{key}: not measured yet")
+            continue
         found[cell] = units.get(key, partial(how.arm, bench, lesson), how.made)
         units.gather()
         print(f"{key}: {share(found[cell]):.3f}", flush=True)

@@ -37,6 +37,10 @@ class Units:
             for name, found in content["units"].items():
                 self._write(name, found)
 
+    def has(self, name: str) -> bool:
+        """Whether a unit was made."""
+        return (self.folder / f"{name}.json").exists()
+
     def get(self, name: str, make: Callable[[], Any], own: Mapping[str, Any] | None = None) -> Any:
         """What was found for a unit, as JSON has it, made here if nobody made it before.
 
@@ -48,11 +52,10 @@ class Units:
         Raises:
             ValueError: The unit was made otherwise.
         """
-        file = self.folder / f"{name}.json"
-        if not file.exists():
+        if not self.has(name):
             found = make()
             self._write(name, found if own is None else {"made with": own, "found": found})
-        kept = json.loads(file.read_text())
+        kept = json.loads((self.folder / f"{name}.json").read_text())
         if own is None:
             return kept
         if kept["made with"] != json.loads(json.dumps(own)):

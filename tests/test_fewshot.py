@@ -61,3 +61,18 @@ def test_differences_are_paired_and_ways_that_learn_nothing_count_for_every_draw
     # The base is asked once, as of draw 0; the best expert's draws are its own.
     gain = found["exact match, 64 examples", "gates - best expert"]
     assert gain.mean == pytest.approx(0.75 - (0.25 + 0.5 + 0.25) / 3)
+
+
+def test_a_way_that_lacks_cells_of_a_size_is_in_none_of_its_tables(module):
+    few = module("fewshot")
+    cells = few.cells("dev", few.SHOTS, False, {*few.FIXED, *few.LEARNED})
+    found = {cell: {"hits": [1, 0], "told": [-1.0]} for cell in cells}
+    whole = few.summary(found)
+    del found[next(cell for cell in cells if cell[0] == "PEFT's X-LoRA" and cell[2] == 64)]
+    left = [
+        row
+        for row in whole
+        if not ("64 examples" in row.measure and row.arm.endswith("PEFT's X-LoRA"))
+    ]
+    assert few.summary(found) == left
+    assert any(row.arm.endswith("PEFT's X-LoRA") for row in left)
