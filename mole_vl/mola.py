@@ -1,6 +1,6 @@
 """MoLA: a router for each projection, more experts where a layer needs more (arXiv 2402.08562)."""
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -15,6 +15,7 @@ from mole_vl.passes import Record
 from mole_vl.sites import block_of
 from mole_vl.stack import Learning
 
+Balanced = Literal["layer", "router"]
 Shape = Literal["rectangle", "triangle", "inverted_triangle", "hourglass"]
 _SLOPES = {
     "rectangle": (1.0, 1.0, 1.0, 1.0),
@@ -65,6 +66,9 @@ class MoLA(Method):
             the blocks.
         dropout: Share of a factor pair's inputs that a training step leaves out.
         balance: Factor of the balance loss; 0 for none, as in the paper. Its authors' is 0.001.
+        balanced: Whose positions that loss counts together: all of a layer's routers (layer), as
+            its authors do, which leaves uneven ones to make up for each other; or each router's own
+            (router).
         seed: Of the start of experts and routers.
     """
 
@@ -76,6 +80,7 @@ class MoLA(Method):
     targets: tuple[str, ...] | None = None
     dropout: float = 0.05
     balance: float = 0.0
+    balanced: Balanced = "layer"
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -97,6 +102,7 @@ class MoLA(Method):
                 "targets is empty, expected names of layers" if self.targets == () else None,
                 share("dropout", self.dropout),
                 at_least("balance", self.balance, 0),
+                one_of("balanced", self.balanced, get_args(Balanced)),
                 at_least("seed", self.seed, 0),
             ],
         )
@@ -152,12 +158,12 @@ class MoLA(Method):
     def losses(
         self, records: Sequence[Record], blocks: Collection[str]
     ) -> Mapping[str, tuple[Tensor, float]]:
-        """`balance`, a layer's routers together, summed over layers, where its factor is not 0."""
+        """`balance`, summed over layers or over routers, where its factor is not 0."""
         if not self.balance:
             return {}
-        return {
-            "balance": (
-                load_balance(records, together=lambda site: block_of(site, blocks), by_choice=True),
-                self.balance,
-            )
-        }
+
+        def together(site: str) -> Hashable:
+            return site if self.balanced == "router" else block_of(site, blocks)
+
+        found = load_balance(records, together=together, by_choice=True)
+        return {"balance": (found, self.balance)}

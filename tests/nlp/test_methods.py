@@ -230,20 +230,24 @@ def test_mixlora_is_its_loop(training, balanced):
         torch.testing.assert_close(router.grad, block.mlp.router.grad, rtol=1e-3, atol=1e-5)
 
 
+@pytest.mark.parametrize("balanced", ["layer", "router"])
 @pytest.mark.parametrize("training", [False, True], ids=["eval", "train"])
-def test_mola_is_its_loop_with_other_experts_in_each_layer(training):
+def test_mola_is_its_loop_with_other_experts_in_each_layer(training, balanced):
     def loops(block):
         return [getattr(block.self_attn, n) for n in ATTENTION] + [
             getattr(block.mlp, n) for n in MLP
         ]
 
     def aux(plain):
-        return sum(
-            even([s for loop in loops(block) for s in real_of(loop.seen)], experts, by_choice=True)
-            for block, experts in zip(plain.model.layers, EXPERTS, strict=True)
-        )
+        total = 0
+        for block, experts in zip(plain.model.layers, EXPERTS, strict=True):
+            seen = [real_of(loop.seen) for loop in loops(block)]
+            groups = [list(chain(*seen))] if balanced == "layer" else seen
+            total = total + sum(even(group, experts, by_choice=True) for group in groups)
+        return total
 
-    mixture, plain = compared(MOLA, loops_of_mola, aux, training)
+    method = replace(MOLA, balanced=balanced)
+    mixture, plain = compared(method, loops_of_mola, aux, training)
     for number, block in enumerate(plain.model.layers):
         names = [f"self_attn.{n}" for n in ATTENTION] + [f"mlp.{n}" for n in MLP]
         for name, loop in zip(names, loops(block), strict=True):
