@@ -27,7 +27,8 @@ from mole_vl.gates.gate import Previewed
 from mole_vl.gates.scores import HiddenScore, Pooled
 from mole_vl.specs import to_data
 from mole_vl.training import FitConfig, fit
-from mole_vl.training.choice import ChoiceTask, Survey, asked
+from mole_vl.training.choice import ChoiceTask
+from mole_vl.training.survey import Survey, asked
 from nlp.data import TextRow, digest_rows, read_rows
 from nlp.world.tasks import SHELF
 from results import FOLDER, ROOT, Measurement, measured, write_results

@@ -14,7 +14,8 @@ from mole_vl.mixture import Mixture
 from mole_vl.sites import SiteKind
 from mole_vl.specs import to_data
 from mole_vl.training import LOG, FitConfig, Gauged, Task, centre_gates
-from mole_vl.training.choice import SURVEY, check_choice, choice_task
+from mole_vl.training.choice import check_choice, choice_task
+from mole_vl.training.survey import SURVEY
 
 
 class Domain(ABC):

@@ -9,78 +9,21 @@ while it learns: both are found once, and a step costs next to nothing.
 """
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import gather_object
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import nn
 
-from mole_vl.faults import differences, refuse
-from mole_vl.files import new_file
-from mole_vl.gates import Gate, Softmax
-from mole_vl.gates.mole import LearnedGate, MoLE
-from mole_vl.gates.scores import HiddenScore
+from mole_vl.faults import refuse
+from mole_vl.gates.mole import MoLE
 from mole_vl.mixture import Mixture
 from mole_vl.specs import to_data
 from mole_vl.training.gauges import measures
 from mole_vl.training.rows import Row
+from mole_vl.training.survey import SURVEY, Answered, Survey, kept_survey, only_gate
 from mole_vl.training.task import Task, Term
-
-SURVEY = "survey.safetensors"
-
-
-@runtime_checkable
-class Answered(Task, Protocol):
-    """A task whose examples can be asked one by one."""
-
-    def sizes(self) -> Sequence[int]:
-        """What each example takes to ask, all in order: those of like size are asked together."""
-        ...
-
-    def examples(self, places: Sequence[int]) -> Any:
-        """The batch of these examples."""
-        ...
-
-    def likelihoods(self, batch: Any) -> Tensor:
-        """Mean log-likelihood of a unit of each example, (rows,), in nats."""
-        ...
-
-
-@dataclass(frozen=True)
-class Survey:
-    """What a gate reads of each example, and what each expert makes of it.
-
-    Args:
-        read: The pooled input of the gate's score, (N, d).
-        told: Log-likelihood of each example under each expert alone, (N, E), in nats a unit.
-        features: What the model itself is told of each example and the gate is conditioned on,
-            (N, F); None for a gate without.
-    """
-
-    read: Tensor
-    told: Tensor
-    features: Tensor | None = None
-
-    def tensors(self) -> dict[str, Tensor]:
-        """What it holds, by name."""
-        found = {"read": self.read, "told": self.told, "features": self.features}
-        return {name: tensor for name, tensor in found.items() if tensor is not None}
-
-    def at(self, places: Sequence[int] | Tensor) -> "Survey":
-        """Of the examples at these places, or where this mask (N,) is true."""
-        return Survey(**{name: tensor[places] for name, tensor in self.tensors().items()})
-
-    def to(self, device: torch.device) -> "Survey":
-        """The same on a device."""
-        return Survey(**{name: tensor.to(device) for name, tensor in self.tensors().items()})
 
 
 class ChoiceTask:
@@ -95,7 +38,7 @@ class ChoiceTask:
     def __init__(self, component: str, mixture: Mixture, survey: Survey) -> None:
         self.component = component
         self.mixture = mixture
-        self.site, self.gate = _only_gate(mixture)
+        self.site, self.gate = only_gate(mixture)
         self.survey = survey
 
     def parameters(self) -> Mapping[str, nn.Parameter]:
@@ -151,24 +94,16 @@ def choice_task(
             damaged, or was made with other settings.
     """
     component, mixture, task = check_choice(mixtures, task)
-    accelerator = Accelerator()
     spec = mixture.spec
     assert isinstance(spec, MoLE)
     reader = {"score": to_data(spec.score), "preview": spec.preview, "site": mixture.layout.kind}
     if mixture.features is not None:
         reader["features"] = mixture.features.name
     told = dict(zip(mixture.names, mixture.digests, strict=True))
-    how = {"experts": told, "after": mixture.layout.after, "in": accelerator.mixed_precision}
+    how = {"experts": told, "after": mixture.layout.after, "in": Accelerator().mixed_precision}
     made = json.loads(json.dumps({**settings, **reader, **how}, default=str))
-    file = folder / SURVEY
-    if not file.exists():
-        found = asked(mixture, task, mixture.names, rows=rows)
-        _check_numbers(found, mixture.names)
-        if accelerator.is_main_process:
-            with new_file(file) as unfinished:
-                save_file(found.tensors(), unfinished, metadata={"settings": json.dumps(made)})
-        accelerator.wait_for_everyone()
-    return ChoiceTask(component, mixture, _kept(file, made))
+    survey = kept_survey(mixture, task, folder / SURVEY, made, rows=rows)
+    return ChoiceTask(component, mixture, survey)
 
 
 def check_choice(mixtures: Mapping[str, Mixture], task: Task) -> tuple[str, Mixture, Answered]:
@@ -191,128 +126,5 @@ def check_choice(mixtures: Mapping[str, Mixture], task: Task) -> tuple[str, Mixt
     )
     assert isinstance(task, Answered)
     ((component, mixture),) = mixtures.items()
-    _only_gate(mixture)
+    only_gate(mixture)
     return component, mixture, task
-
-
-def _check_numbers(survey: Survey, names: Sequence[str]) -> None:
-    odd = (~survey.told.isfinite()).sum(0).tolist()
-    refuse(
-        "alone",
-        [
-            *(
-                f"{name} gives {count} of {len(survey.told)} examples a likelihood that is no "
-                "number: look at its weights, or take bf16 or no mixed precision"
-                for name, count in zip(names, odd, strict=True)
-                if count
-            ),
-            *(
-                None if bool(read.isfinite().all()) else "the gate reads what are no numbers"
-                for read in (survey.read, survey.features)
-                if read is not None
-            ),
-        ],
-    )
-
-
-def _kept(file: Path, made: Mapping[str, object]) -> Survey:
-    try:
-        with safe_open(file, framework="pt") as kept:
-            before = json.loads((kept.metadata() or {})["settings"])
-            survey = Survey(**{name: kept.get_tensor(name) for name in kept.keys()})  # noqa: SIM118
-    except (SafetensorError, KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{file} is damaged or no survey: {error}; remove it") from error
-    if faults := differences(before, made):
-        raise ValueError(
-            f"{file} was made with other settings ({'; '.join(faults)}); take another output "
-            "folder, or remove this one"
-        )
-    return survey
-
-
-def _only_gate(mixture: Mixture) -> tuple[str, LearnedGate]:
-    names = list(mixture.sites)
-    gate = mixture.gate(names[0])
-    refuse(
-        "alone",
-        [
-            None
-            if len(names) == 1
-            else f"{len(names)} gates ({', '.join(names[:3])} ...), expected one for the whole "
-            "model: site preview, or network with after 0",
-            _gate_fault(gate),
-            None
-            if mixture.features is None or mixture.features.held
-            else f"the features {mixture.features.name!r} change with every forward, and an "
-            "example is asked once: leave them out",
-            None if mixture.slots is None else "the gates weigh slots, expected experts",
-        ],
-    )
-    assert isinstance(gate, LearnedGate)
-    return names[0], gate
-
-
-def _gate_fault(gate: Gate) -> str | None:
-    if (
-        not isinstance(gate, LearnedGate)
-        or not isinstance(gate.score, HiddenScore)
-        or gate.over != "row"
-    ):
-        return "the gate must be MoLE over rows with Hidden scores"
-    if not isinstance(gate.normaliser.spec, Softmax):
-        return (
-            f"the normaliser is {gate.normaliser.spec}, expected Softmax(): experts alone do not "
-            "teach a total"
-        )
-    return None
-
-
-@torch.no_grad()
-def asked(mixture: Mixture, task: Answered, names: Sequence[str], *, rows: int) -> Survey:
-    """Ask all examples of each of some experts, each process its batches.
-
-    Args:
-        mixture: With one gate over rows that reads hidden states.
-        task: In the mixture's model.
-        names: The experts', in the order of the survey's columns.
-        rows: Examples of a forward.
-    """
-    accelerator = Accelerator()
-    task.place(accelerator.device)
-    _, gate = _only_gate(mixture)
-    order = torch.tensor(list(task.sizes())).argsort(stable=True)
-    batches = order.split(rows)
-    own = range(accelerator.process_index, len(batches), accelerator.num_processes)
-    parts = []
-    for index in own:
-        batch = task.examples(batches[index].tolist())
-        seen: dict[str, Tensor] = {}
-        with accelerator.autocast(), _noting(gate, seen):
-            task.likelihoods(batch)
-        told = torch.zeros(len(seen["read"]), len(names))
-        for place, name in enumerate(names):
-            with mixture.pinned({name: 1.0}), accelerator.autocast():
-                told[:, place] = task.likelihoods(batch).float().cpu()
-        parts.append((index, Survey(told=told, **seen)))
-    if accelerator.num_processes > 1:
-        parts = gather_object(parts)
-    found = [part.tensors() for _, part in sorted(parts, key=lambda part: part[0])]
-    whole = {name: torch.cat([part[name] for part in found]) for name in found[0]}
-    return Survey(**whole).at(order.argsort())
-
-
-@contextmanager
-def _noting(gate: LearnedGate, seen: dict[str, Tensor]) -> Iterator[None]:
-    """Notes what the gate reads in the forward inside: `read`, and `features` if it is told."""
-
-    def note(name: str, place: int, _part: nn.Module, args: Any) -> None:
-        seen[name] = args[place].float().cpu()
-
-    hooks = [gate.score.register_forward_pre_hook(partial(note, "read", 0))]
-    if gate.conditioning is not None:
-        hooks.append(gate.conditioning.register_forward_pre_hook(partial(note, "features", 1)))
-    try:
-        yield
-    finally:
-        for hook in hooks:
-            hook.remove()

@@ -6,7 +6,7 @@ import torch
 from mole_vl import mix
 from mole_vl.gates import Hidden, MoLE
 from mole_vl.losses import balanced
-from mole_vl.training.choice import asked
+from mole_vl.training.survey import asked
 from nlp.adapter import blocks, bound
 from nlp.answers import answers, log_likelihood
 from nlp.forms import form_of
