@@ -2,8 +2,11 @@
 
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import is_dataclass
+from functools import wraps
+from inspect import isfunction
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar
 
 import yaml
 from accelerate import PartialState
@@ -11,6 +14,8 @@ from accelerate.utils import parse_flag_from_env
 from jsonargparse import ArgumentParser, DefaultHelpFormatter, auto_cli, set_parsing_settings
 
 from mole_vl.files import read_text
+
+T = TypeVar("T")
 
 _USAGE = "%(prog)s [--config FILE] [--SETTING VALUE ...]"
 
@@ -24,6 +29,42 @@ class _Help(DefaultHelpFormatter):
             part if part.startswith("    ") else super(_Help, self)._fill_text(part, width, indent)
             for part in parts
         )
+
+
+class _Made:
+    """Makes settings; what their checks refuse is told of all of them at once."""
+
+    def __init__(self) -> None:
+        self._faults: list[ValueError] = []
+
+    def make(self, class_type: type[T], *args: Any, **how: Any) -> T:
+        """An object of a class of settings; of any other class, as jsonargparse makes it."""
+        if not is_dataclass(class_type):
+            return class_type(*args, **how)
+        found: Any = class_type.__new__(class_type)
+        try:
+            found.__init__(*args, **how)
+        # The fields are there when they are checked: what it is a part of can be checked as well.
+        except ValueError as fault:
+            self._faults.append(fault)
+        return found
+
+    def checked(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """A function that is called only if nothing is wrong with what it is given."""
+
+        @wraps(function)
+        def call(*args: Any, **how: Any) -> Any:
+            self.refuse()
+            return function(*args, **how)
+
+        return call
+
+    def refuse(self) -> None:
+        """Raise one ValueError for all that is wrong."""
+        if len(self._faults) == 1:
+            raise self._faults[0]
+        if self._faults:
+            raise ValueError("; ".join(dict.fromkeys(map(str, self._faults))))
 
 
 class _Parser(ArgumentParser):
@@ -110,16 +151,30 @@ def command(
     # Left to itself, a process that is told to keep to the CPU would not look for its fellows.
     if parse_flag_from_env("ACCELERATE_USE_CPU"):
         PartialState(cpu=True)
+    made = _Made()
     how: dict[str, Any] = {"prog": name, "description": about}
     # jsonargparse has this setting for all parsers of the process alone.
     set_parsing_settings(unset_sentinel=True)
     try:
-        return auto_cli(
-            dict(component) if isinstance(component, Mapping) else component,
+        found = auto_cli(
+            _with_checks(component, made),
             as_positional=False,
             return_instance=True,
             parser_class=_Parser,
+            instantiators=[(made.make, object, True)],
             **how,
         )
+    except Exception:
+        # Settings that were refused may be more than what they are a part of can bear.
+        made.refuse()
+        raise
     finally:
         set_parsing_settings(unset_sentinel=False)
+    made.refuse()
+    return found
+
+
+def _with_checks(component: Any, made: _Made) -> Any:
+    if isinstance(component, Mapping):
+        return {word: _with_checks(part, made) for word, part in component.items()}
+    return made.checked(component) if isfunction(component) else component
