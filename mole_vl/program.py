@@ -1,10 +1,12 @@
 """The command line of a program: its settings, from YAML files and from what is typed."""
 
+import re
 import sys
+from argparse import Action
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import is_dataclass
 from functools import wraps
-from inspect import isfunction
+from inspect import getdoc, isfunction
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
@@ -29,6 +31,11 @@ class _Help(DefaultHelpFormatter):
             part if part.startswith("    ") else super(_Help, self)._fill_text(part, width, indent)
             for part in parts
         )
+
+    def _get_help_string(self, action: Action) -> str:
+        told = super()._get_help_string(action)
+        # What must be given has no default.
+        return told.replace(", default: %(default)s", "") if action.required else told
 
 
 class _Made:
@@ -79,6 +86,23 @@ class _Parser(ArgumentParser):
         """As jsonargparse does; what is true or false may stand without a value, and is true."""
         bare = {"nargs": "?", "const": True} if how.get("type") is bool else {}
         return super().add_argument(*names, **{**bare, **how})
+
+    def add_function_arguments(self, function: Callable[..., Any], *args: Any, **how: Any) -> Any:
+        """As jsonargparse does; the help tells all that the docstring says of the function."""
+        self._tell(function)
+        return super().add_function_arguments(function, *args, **how)
+
+    def add_class_arguments(self, theclass: type, *args: Any, **how: Any) -> Any:
+        """As jsonargparse does; the help tells all that the docstring says of the class."""
+        if not args and how.get("nested_key") is None:
+            self._tell(theclass)
+        return super().add_class_arguments(theclass, *args, **how)
+
+    def _tell(self, component: Callable[..., Any]) -> None:
+        said = re.split(r"\n\n\w+:\n", getdoc(component) or "")[0]
+        # jsonargparse would take the first lines alone; what a program says of itself stays.
+        if said.startswith(self.description or ""):
+            self.description = said
 
     def add_subcommands(self, *args: Any, **how: Any) -> Any:
         """As jsonargparse does; the usage tells the words then."""

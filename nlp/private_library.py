@@ -256,4 +256,4 @@ def main(config: PrivateLibraryConfig) -> list[Outcome]:
 
 if __name__ == "__main__":
     with as_messages("nlp"), faults_of_libraries():
-        main(command(PrivateLibraryConfig))
+        main(command(PrivateLibraryConfig, about=__doc__))

@@ -231,6 +231,34 @@ def test_what_a_faulty_part_breaks_is_no_fault_of_the_house(monkeypatch):
         command(Divided)
 
 
+def test_help_tells_all_that_a_docstring_says_and_no_default_of_what_must_be_given(
+    monkeypatch, capsys
+):
+    def draw(kind: str, size: int = 3) -> None:
+        """Draw something.
+
+        It is drawn by hand: a second paragraph says so.
+
+        Args:
+            kind: What.
+            size: How large.
+        """
+
+    def told(*arguments, about=None):
+        monkeypatch.setattr(sys, "argv", ["school", *arguments, "--help"])
+        with pytest.raises(SystemExit):
+            command({"draw": draw, "ask": Asked} if arguments else draw, "school", about)
+        return " ".join(capsys.readouterr().out.split())
+
+    said = told("draw")
+    assert "Draw something. It is drawn by hand: a second paragraph says so. options:" in said
+    assert "What. (required, type: str)" in said
+    assert "How large. (type: int, default: 3)" in said
+    assert "Ask it. options:" in told("ask")
+    assert "It is drawn by hand" in told()
+    assert "By itself. options:" in told(about="By itself.")
+
+
 def test_other_parsers_of_the_process_stay_as_they_are(run):
     run("name: bob")
     parser = jsonargparse.ArgumentParser()
