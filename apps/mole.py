@@ -11,32 +11,23 @@ Hub's login (HF_TOKEN), Azure (AZURE_STORAGE_SAS_TOKEN, AZURE_STORAGE_CONNECTION
 (AWS_ACCESS_KEY_ID) and Google keep in the environment.
 """
 
-from collections.abc import Callable, Mapping
-from typing import Any
+import sys
+from importlib import import_module
 
-from apps import mole_library, mole_transform
+from apps import mole_library
 from mole_vl.faults import as_messages
 from mole_vl.library.messages import faults_of_libraries
 from mole_vl.program import command
-from nlp.evaluate_library import EvaluateLibraryConfig, evaluate_library
-
-COMMANDS = {
-    "library": mole_library.COMMANDS,
-    "transform": mole_transform.COMMANDS,
-    "evaluate": EvaluateLibraryConfig,
-}
-RUNS: Mapping[type, Callable[[Any], object]] = {
-    **mole_transform.RUNS,
-    EvaluateLibraryConfig: evaluate_library,
-}
 
 
 def main() -> None:
     """Run the command that is typed."""
     with as_messages("nlp", "apps"), faults_of_libraries():
-        settings = command(COMMANDS, "mole", __doc__)
-        if type(settings) in RUNS:
-            RUNS[type(settings)](settings)
+        # To look at a library no base is asked for, and what loads one takes seconds to import.
+        if sys.argv[1:2] == ["library"]:
+            command({"library": mole_library.COMMANDS}, "mole", __doc__)
+        else:
+            import_module("apps.mole_programs").run("mole", __doc__)
 
 
 if __name__ == "__main__":

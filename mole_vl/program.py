@@ -1,9 +1,14 @@
 """The command line of a program: its settings, from YAML files and from what is typed."""
 
+import re
 import sys
+from argparse import Action
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import is_dataclass
+from functools import wraps
+from inspect import getdoc, isfunction
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar
 
 import yaml
 from accelerate import PartialState
@@ -11,6 +16,8 @@ from accelerate.utils import parse_flag_from_env
 from jsonargparse import ArgumentParser, DefaultHelpFormatter, auto_cli, set_parsing_settings
 
 from mole_vl.files import read_text
+
+T = TypeVar("T")
 
 _USAGE = "%(prog)s [--config FILE] [--SETTING VALUE ...]"
 
@@ -25,6 +32,47 @@ class _Help(DefaultHelpFormatter):
             for part in parts
         )
 
+    def _get_help_string(self, action: Action) -> str:
+        told = super()._get_help_string(action)
+        # What must be given has no default.
+        return told.replace(", default: %(default)s", "") if action.required else told
+
+
+class _Made:
+    """Makes settings; what their checks refuse is told of all of them at once."""
+
+    def __init__(self) -> None:
+        self._faults: list[ValueError] = []
+
+    def make(self, class_type: type[T], *args: Any, **how: Any) -> T:
+        """An object of a class of settings; of any other class, as jsonargparse makes it."""
+        if not is_dataclass(class_type):
+            return class_type(*args, **how)
+        found: Any = class_type.__new__(class_type)
+        try:
+            found.__init__(*args, **how)
+        # The fields are there when they are checked: what it is a part of can be checked as well.
+        except ValueError as fault:
+            self._faults.append(fault)
+        return found
+
+    def checked(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """A function that is called only if nothing is wrong with what it is given."""
+
+        @wraps(function)
+        def call(*args: Any, **how: Any) -> Any:
+            self.refuse()
+            return function(*args, **how)
+
+        return call
+
+    def refuse(self) -> None:
+        """Raise one ValueError for all that is wrong."""
+        if len(self._faults) == 1:
+            raise self._faults[0]
+        if self._faults:
+            raise ValueError("; ".join(dict.fromkeys(map(str, self._faults))))
+
 
 class _Parser(ArgumentParser):
     """Says what is wrong in one line; takes hyphens in a setting's name for underscores."""
@@ -38,6 +86,23 @@ class _Parser(ArgumentParser):
         """As jsonargparse does; what is true or false may stand without a value, and is true."""
         bare = {"nargs": "?", "const": True} if how.get("type") is bool else {}
         return super().add_argument(*names, **{**bare, **how})
+
+    def add_function_arguments(self, function: Callable[..., Any], *args: Any, **how: Any) -> Any:
+        """As jsonargparse does; the help tells all that the docstring says of the function."""
+        self._tell(function)
+        return super().add_function_arguments(function, *args, **how)
+
+    def add_class_arguments(self, theclass: type, *args: Any, **how: Any) -> Any:
+        """As jsonargparse does; the help tells all that the docstring says of the class."""
+        if not args and how.get("nested_key") is None:
+            self._tell(theclass)
+        return super().add_class_arguments(theclass, *args, **how)
+
+    def _tell(self, component: Callable[..., Any]) -> None:
+        said = re.split(r"\n\n\w+:\n", getdoc(component) or "")[0]
+        # jsonargparse would take the first lines alone; what a program says of itself stays.
+        if said.startswith(self.description or ""):
+            self.description = said
 
     def add_subcommands(self, *args: Any, **how: Any) -> Any:
         """As jsonargparse does; the usage tells the words then."""
@@ -110,16 +175,30 @@ def command(
     # Left to itself, a process that is told to keep to the CPU would not look for its fellows.
     if parse_flag_from_env("ACCELERATE_USE_CPU"):
         PartialState(cpu=True)
+    made = _Made()
     how: dict[str, Any] = {"prog": name, "description": about}
     # jsonargparse has this setting for all parsers of the process alone.
     set_parsing_settings(unset_sentinel=True)
     try:
-        return auto_cli(
-            dict(component) if isinstance(component, Mapping) else component,
+        found = auto_cli(
+            _with_checks(component, made),
             as_positional=False,
             return_instance=True,
             parser_class=_Parser,
+            instantiators=[(made.make, object, True)],
             **how,
         )
+    except Exception:
+        # Settings that were refused may be more than what they are a part of can bear.
+        made.refuse()
+        raise
     finally:
         set_parsing_settings(unset_sentinel=False)
+    made.refuse()
+    return found
+
+
+def _with_checks(component: Any, made: _Made) -> Any:
+    if isinstance(component, Mapping):
+        return {word: _with_checks(part, made) for word, part in component.items()}
+    return made.checked(component) if isfunction(component) else component

@@ -1,10 +1,10 @@
 """What a base and rows tell of a library's experts: centroids, cross-expert norms, PHATGOOSE.
 
 Each is kept in the library, by expert and kind. Those that hang on how prompts are put are kept by
-style.
+style, and those of a base that is not the experts' own by that.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -12,11 +12,13 @@ from torch import Tensor
 
 from mole_vl import mix
 from mole_vl.cross_norms import CrossNorms
-from mole_vl.faults import at_least
+from mole_vl.faults import at_least, refuse
 from mole_vl.files import check_output, check_replaceable
 from mole_vl.gates import Average
+from mole_vl.library.seals import sha256
 from mole_vl.library.transforms import keep, kept
 from mole_vl.training import FitConfig
+from mole_vl.updates import faults_of_dora
 from nlp.adapter import blocks
 from nlp.centroids import hidden_centroid
 from nlp.classifier import HEADER, Labelled
@@ -26,6 +28,7 @@ from nlp.dataset import RowSource
 from nlp.embedding_classifier import HEAD, train_embedding
 from nlp.encoders import BUILT_IN_ENCODER, Embedder
 from nlp.shelf import (
+    Shelf,
     ShelfConfig,
     encoded_by_name,
     load_shelf_base,
@@ -38,14 +41,20 @@ from nlp.train_phatgoose import AloneConfig, learned_directions, train_alone
 NORMS = "norms"
 
 
-def centroids_kind(style: Style) -> str:
+def centroids_kind(shelf: Shelf, style: Style) -> str:
     """The kind of data that centroids are kept as."""
-    return f"centroids-{style}"
+    return f"centroids-{style}{_on_another_base(shelf)}"
 
 
-def phatgoose_kind(style: Style) -> str:
+def phatgoose_kind(shelf: Shelf, style: Style) -> str:
     """The kind of data that PHATGOOSE's directions are kept as."""
-    return f"phatgoose-{style}"
+    return f"phatgoose-{style}{_on_another_base(shelf)}"
+
+
+def _on_another_base(shelf: Shelf) -> str:
+    """What tells data of this base from those of the one that the experts were trained on."""
+    told = {info.base for info in shelf.infos if info.base is not None}
+    return "" if told == {shelf.base} else f"-on-{sha256(shelf.base.encode())[:12]}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,7 +81,12 @@ class CentroidsConfig(RowsConfig):
     """Where the prompts of each expert's tasks lie in the base's states, kept in the library.
 
     The route `nearest` reads them. Experts that have theirs are left alone.
+
+    Args:
+        anew: Whether those that experts have are made anew, of these rows.
     """
+
+    anew: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,9 +102,11 @@ class PhatgooseLibraryConfig(RowsConfig):
 
     Args:
         fit: The training of one expert's gate; the paper's has some 100 steps.
+        anew: Whether those that experts have are trained anew.
     """
 
     fit: FitConfig
+    anew: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,8 +138,29 @@ def centroids(config: CentroidsConfig) -> dict[str, dict[str, Tensor]]:
             for name, own in encoded_by_name(rows, config, model, tokenizer).items()
         }
 
-    found = kept(shelf.library, centroids_kind(config.style), shelf.names, make)
-    print(f"centroids of {', '.join(found)} are in {shelf.library.address}")
+    return _made("centroids", centroids_kind(shelf, config.style), shelf, make, anew=config.anew)
+
+
+def _made(
+    what: str,
+    kind: str,
+    shelf: Shelf,
+    make: Callable[[Sequence[str]], Mapping[str, dict[str, Tensor]]],
+    *,
+    anew: bool,
+) -> dict[str, dict[str, Tensor]]:
+    """Data that are made where they are missing, or anew; what was there already is told."""
+    new: list[str] = []
+
+    def noted(missing: Sequence[str]) -> Mapping[str, dict[str, Tensor]]:
+        new.extend(missing)
+        return make(missing)
+
+    found = kept(shelf.library, kind, shelf.names, noted, anew=anew)
+    print(f"{what} of {', '.join(found)} are in {shelf.library.address}")
+    stood = [name for name in found if name not in new]
+    if stood:
+        print(f"those of {', '.join(stood)} were there, and are left alone (anew true makes new)")
     return found
 
 
@@ -131,6 +168,7 @@ def norms(config: NormsConfig) -> CrossNorms:
     """The cross-expert norms of a shelf; each expert's row is kept, with whom it was beside."""
     shelf, tasks = open_shelf(config), open_tasks("data", config.data)
     rows, experts = rows_by_expert(shelf.infos, tasks, config.limit), shelf.experts()
+    refuse("norms", faults_of_dora(experts))
     model, tokenizer = load_shelf_base(config, shelf)
     encoded = encoded_by_name(rows, config, model, tokenizer)
     mixture = mix(model, experts, gate=Average(), site="network", blocks=blocks(model))
@@ -187,9 +225,8 @@ def phatgoose(config: PhatgooseLibraryConfig) -> dict[str, dict[str, Tensor]]:
             found[name] = learned_directions(model, expert, alone)
         return found
 
-    found = kept(shelf.library, phatgoose_kind(config.style), shelf.names, make)
-    print(f"PHATGOOSE's directions of {', '.join(found)} are in {shelf.library.address}")
-    return found
+    kind = phatgoose_kind(shelf, config.style)
+    return _made("PHATGOOSE's directions", kind, shelf, make, anew=config.anew)
 
 
 def classifier(config: ClassifierConfig) -> None:

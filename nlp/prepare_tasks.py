@@ -162,4 +162,4 @@ def _groups(places: Mapping[str, Sequence[int]], most: int) -> list[list[str]]:
 
 if __name__ == "__main__":
     with as_messages("nlp"), faults_of_libraries():
-        main(command(PrepareTasksConfig))
+        main(command(PrepareTasksConfig, about=__doc__))

@@ -30,6 +30,8 @@ class PrivateLibraryConfig:
         lora: The form of the experts.
         together: Whether all experts are trained in one pass, each on its own rows of every step's
             batch, instead of one after the other. Without dropout both end with the same weights.
+            A pass that breaks off is gone on with one after the other, so that one task's fault is
+            not the others'.
         base: A Hub id, a folder, or smollm2-135m-instruct (by pip).
         style: Prompts as they stand (plain), or in the model's chat template (chat).
         context: The most tokens that a row may have.

@@ -102,15 +102,35 @@ class PrivateLibrary:
             # Whatever is wrong with one task's rows, the others' are to be learned.
             except Exception as error:
                 self._note(name, tasks, _said(error), failed=True)
-        classes = [lessons] if config.together else [{name: own} for name, own in lessons.items()]
-        for lessons_now in filter(None, classes):
-            try:
-                self._teach(lessons_now, model, tokenizer)
-            except Exception as error:
-                for name, lesson in lessons_now.items():
-                    # Of several that were trained at once, some may be in the library already.
-                    if name not in self._outcomes:
-                        self._note(name, lesson.tasks, _said(error), failed=True)
+        if config.together and lessons:
+            self._attempt(lessons, model, tokenizer)
+        else:
+            for name, own in lessons.items():
+                self._attempt({name: own}, model, tokenizer)
+
+    def _attempt(
+        self, lessons: Mapping[str, Lesson], model: PreTrainedModel, tokenizer: Tokenizer
+    ) -> None:
+        """Teach some experts in one pass; if that breaks off, each that is missing by itself."""
+        fault = None
+        try:
+            self._teach(lessons, model, tokenizer)
+        except Exception as error:
+            fault = _said(error)
+        # Outside of the handler, which would hold what the pass had in memory.
+        if fault is None:
+            return
+        left = {name: own for name, own in lessons.items() if name not in self._outcomes}
+        if len(lessons) == 1:
+            for name, lesson in left.items():
+                self._note(name, lesson.tasks, fault, failed=True)
+            return
+        print(
+            f"in one pass: FAILED: {fault}; {', '.join(left)} are trained one after the other now",
+            flush=True,
+        )
+        for name, lesson in left.items():
+            self._attempt({name: lesson}, model, tokenizer)
 
     def _lesson(
         self, tasks: tuple[str, ...], model: PreTrainedModel, tokenizer: Tokenizer
@@ -145,7 +165,12 @@ class PrivateLibrary:
             },
         ) as (mixture, result):
             for name, lesson in lessons.items():
-                self._keep(mixture, name, lesson)
+                try:
+                    self._keep(mixture, name, lesson)
+                # The others have been learned with it, and are to be kept.
+                except Exception as error:
+                    self._note(name, lesson.tasks, _said(error), failed=True)
+                    continue
                 said = f"trained, {result.step} steps, {len(lesson.rows)} rows"
                 self._note(name, lesson.tasks, said)
 
@@ -231,4 +256,4 @@ def main(config: PrivateLibraryConfig) -> list[Outcome]:
 
 if __name__ == "__main__":
     with as_messages("nlp"), faults_of_libraries():
-        main(command(PrivateLibraryConfig))
+        main(command(PrivateLibraryConfig, about=__doc__))

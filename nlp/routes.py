@@ -142,13 +142,13 @@ def _arrow(model: Any, shelf: Shelf, config: RouteConfig) -> Mixture:
 
 
 def _phatgoose(model: Any, shelf: Shelf, config: RouteConfig) -> Mixture:
-    learned = _kept(shelf, phatgoose_kind(config.style), "phatgoose")
+    learned = _kept(shelf, phatgoose_kind(shelf, config.style), "phatgoose")
     gate = Phatgoose() if config.top_k is None else Phatgoose(top_k=config.top_k)
     return _directed(_mixed(model, shelf.experts(), gate, "matrix"), learned)
 
 
 def _nearest(model: Any, shelf: Shelf, config: RouteConfig) -> Mixture:
-    centroids = _kept(shelf, centroids_kind(config.style), "centroids")
+    centroids = _kept(shelf, centroids_kind(shelf, config.style), "centroids")
     gate = Nearest() if config.top_k is None else Nearest(top_k=config.top_k)
     # Where the base has read half of its blocks it tells tasks apart, and experts are still to come
     # in all of them.
@@ -174,8 +174,8 @@ def _kept(shelf: Shelf, kind: str, transform: str) -> dict[str, Any]:
     missing = [name for name in shelf.names if name not in found]
     if missing:
         raise ValueError(
-            f"{shelf.library.address} keeps no {kind} of {some(missing)}: make them with "
-            f"mole transform {transform}"
+            f"{shelf.library.address} keeps no {kind} of {some(missing)} over {shelf.base}: make "
+            f"them with mole transform {transform}"
         )
     return found
 

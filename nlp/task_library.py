@@ -12,15 +12,24 @@ from typing import Any
 from mole_vl.faults import refuse, some
 from mole_vl.library.addresses import open_store
 from mole_vl.library.errors import TakenError
-from mole_vl.library.library import MARKER as EXPERTS_MARKER
+from mole_vl.library.library import MARKER as EXPERTS_MARKER, TASKS_MARKER
 from mole_vl.library.names import word_fault
 from mole_vl.library.seals import sealed, unsealed
 from mole_vl.library.stores import Change, Store
 from nlp.data import TextRow, parse_rows, to_lines
 
 FORMAT = "mole-vl tasks 1"
-_MARKER, _FOLDER, _END = "tasks.json", "tasks", ".jsonl"
+_FOLDER, _END = "tasks", ".jsonl"
 _TRIES = 5
+# The Hub reads the first lines, and warns where there are none.
+_HEAD = """---
+library_name: mole-vl
+---
+
+# Tasks
+
+JSON lines of prompt, answer and task.
+"""
 
 
 class TaskLibrary:
@@ -62,16 +71,16 @@ class TaskLibrary:
                     f"{uri}: a library of experts is here, expected a place of the tasks' own: "
                     "take another address"
                 )
-            store.ensure({_MARKER: sealed({"format": FORMAT})})
-        content = store.read([_MARKER], store.mark()).get(_MARKER)
+            store.ensure({TASKS_MARKER: sealed({"format": FORMAT})})
+        content = store.read([TASKS_MARKER], store.mark()).get(TASKS_MARKER)
         if content is None:
             raise FileNotFoundError(
-                f"{uri}: there is no library of tasks here ({_MARKER} is missing): make one with "
-                "python -m nlp.prepare_tasks, or name each task's file"
+                f"{uri}: there is no library of tasks here ({TASKS_MARKER} is missing): make one "
+                "with python -m nlp.prepare_tasks, or name each task's file"
             )
-        said = unsealed(content, f"{uri}: {_MARKER}").get("format")
+        said = unsealed(content, f"{uri}: {TASKS_MARKER}").get("format")
         if said != FORMAT:
-            raise ValueError(f"{uri}: {_MARKER} says {said!r}, expected {FORMAT!r}")
+            raise ValueError(f"{uri}: {TASKS_MARKER} says {said!r}, expected {FORMAT!r}")
         return TaskLibrary(store)
 
     @property
@@ -156,4 +165,4 @@ def _path(task: str) -> str:
 
 def _readme(tasks: Sequence[str]) -> bytes:
     listed = "".join(f"- `{_path(task)}`\n" for task in tasks)
-    return f"# Tasks\n\nJSON lines of prompt, answer and task.\n\n{listed}".encode()
+    return f"{_HEAD}\n{listed}".encode()

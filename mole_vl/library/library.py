@@ -27,6 +27,8 @@ from mole_vl.peft_folder import CONFIG, WEIGHTS
 
 FORMAT = "mole-vl library 1"
 MARKER = "library.json"
+# Of a library of tasks (`nlp.task_library`).
+TASKS_MARKER = "tasks.json"
 
 
 class ExpertLibrary:
@@ -76,6 +78,7 @@ class ExpertLibrary:
         """
         store = open_store(str(uri), token, options)
         if create:
+            _check_place(store)
             store.ensure({MARKER: sealed({"format": FORMAT})})
         _check_marker(store)
         library = ExpertLibrary(store, Path(cache) if cache else cache_folder() / "experts")
@@ -223,6 +226,16 @@ class ExpertLibrary:
         target = ExpertLibrary.open(uri, token, create=True, options=options, cache=cache)
         clone(self._catalogue, target._catalogue, wanted)
         return target
+
+
+def _check_place(store: Store) -> None:
+    """Raise ValueError where tasks lie: each would write its own list over the other's."""
+    found = store.read([MARKER, TASKS_MARKER], store.mark())
+    if TASKS_MARKER in found and MARKER not in found:
+        raise ValueError(
+            f"{store.address}: a library of tasks is here, expected a place of the experts' own: "
+            "take another address"
+        )
 
 
 def _check_marker(store: Store) -> None:

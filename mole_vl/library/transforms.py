@@ -74,6 +74,7 @@ def kept(
     make: Callable[[Sequence[str]], Mapping[str, T]],
     *,
     store: bool = True,
+    anew: bool = False,
 ) -> dict[str, T]:
     """Data of a kind for experts: what the library has, and what is made of the others now.
 
@@ -83,11 +84,12 @@ def kept(
         names: The experts.
         make: Makes the data of experts that have none.
         store: Whether what was made is kept in the library.
+        anew: Whether data of all the experts are made, and what the library has does not count.
 
     Raises:
         ValueError: An expert was replaced while its data were made.
     """
-    found: dict[str, Any] = library.auxiliary.each(kind, names)
+    found: dict[str, Any] = {} if anew else library.auxiliary.each(kind, names)
     missing = [name for name in names if name not in found]
     if missing:
         versions = _versions(library, missing)

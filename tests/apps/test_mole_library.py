@@ -1,8 +1,11 @@
 """`mole library`, as it is typed."""
 
 import json
+import os
 import shlex
+import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,6 +16,8 @@ from mole_vl import Expert, Factors, read_peft, write_peft
 from mole_vl.clusters import Clusters
 from mole_vl.library import ExpertLibrary
 from mole_vl.library.disk import Disk
+
+ROOT = Path(__file__).parents[2]
 
 
 def one(name, seed=0, rank=2, width=6):
@@ -276,3 +281,18 @@ def test_help_teaches(mole, capsys):
     with pytest.raises(SystemExit):
         mole("library cluster --help")
     assert "--k K" in capsys.readouterr().out
+
+
+def test_a_library_is_looked_at_without_what_loads_a_base(shelf, tmp_path):
+    code = (
+        "import sys; from apps.mole import main\n"
+        "sys.argv = ['mole', 'library', 'show', '--library', 'shelf']\n"
+        "main()\n"
+        "sys.exit(', '.join({'transformers', 'peft', 'lm_eval'} & set(sys.modules)) or None)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "past_task" in done.stdout

@@ -2,11 +2,12 @@
 
 import re
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import jsonargparse
 import pytest
 
+from mole_vl.faults import at_least, refuse
 from mole_vl.program import command
 
 
@@ -144,6 +145,118 @@ def test_a_mistake_ends_it_with_one_line_that_names_the_setting(run, capsys, set
     assert "\n" not in last
     assert last.startswith("error: ")
     assert re.search(told, last)
+
+
+@dataclass(frozen=True)
+class Form:
+    """A form.
+
+    Args:
+        rank: Its rank.
+    """
+
+    rank: int = 1
+
+    def __post_init__(self) -> None:
+        refuse("Form", [at_least("rank", self.rank, 1)])
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A training.
+
+    Args:
+        form: What is trained.
+        loop: How long.
+        rows: On how many rows.
+    """
+
+    form: Form = Form()
+    loop: Loop = field(default_factory=Loop)
+    rows: int = 1
+
+    def __post_init__(self) -> None:
+        refuse(
+            "Trained",
+            [at_least("rows", self.rows, 1), at_least("form.rank", self.form.rank, self.rows)],
+        )
+
+
+def test_faults_of_settings_within_settings_are_told_at_once(monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["train", "--form.rank", "0", "--rows", "-1"])
+    told = "^Form: rank is 0, expected at least 1; Trained: rows is -1, expected at least 1$"
+    with pytest.raises(ValueError, match=told):
+        command(Trained)
+    monkeypatch.setattr(sys, "argv", ["school", "train", "--form.rank", "0", "--rows", "-1"])
+    with pytest.raises(ValueError, match=told):
+        command({"train": Trained, "ask": Asked}, "school")
+
+
+def test_a_function_is_not_called_with_settings_that_are_refused(monkeypatch):
+    called = []
+
+    def train(form: Form, name: str = "ann") -> None:
+        """Train.
+
+        Args:
+            form: What is trained.
+            name: Whose.
+        """
+        called.append(form)
+
+    monkeypatch.setattr(sys, "argv", ["train", "--form.rank", "0"])
+    with pytest.raises(ValueError, match=r"^Form: rank is 0, expected at least 1$"):
+        command(train)
+    monkeypatch.setattr(sys, "argv", ["train", "--form.rank", "2"])
+    command(train)
+    assert called == [Form(2)]
+
+
+def test_what_a_faulty_part_breaks_is_no_fault_of_the_house(monkeypatch):
+    @dataclass(frozen=True)
+    class Divided:
+        """Divided.
+
+        Args:
+            form: By what.
+        """
+
+        form: Form = Form()
+
+        def __post_init__(self) -> None:
+            assert self.form.rank
+
+    monkeypatch.setattr(sys, "argv", ["divide", "--form.rank", "0"])
+    with pytest.raises(ValueError, match=r"^Form: rank is 0, expected at least 1$"):
+        command(Divided)
+
+
+def test_help_tells_all_that_a_docstring_says_and_no_default_of_what_must_be_given(
+    monkeypatch, capsys
+):
+    def draw(kind: str, size: int = 3) -> None:
+        """Draw something.
+
+        It is drawn by hand: a second paragraph says so.
+
+        Args:
+            kind: What.
+            size: How large.
+        """
+
+    def told(*arguments, about=None):
+        monkeypatch.setattr(sys, "argv", ["school", *arguments, "--help"])
+        with pytest.raises(SystemExit):
+            command({"draw": draw, "ask": Asked} if arguments else draw, "school", about)
+        return " ".join(capsys.readouterr().out.split())
+
+    said = told("draw")
+    assert "Draw something. It is drawn by hand: a second paragraph says so. options:" in said
+    assert "What. (required, type: str)" in said
+    assert "How large. (type: int, default: 3)" in said
+    assert "Ask it. options:" in told("ask")
+    assert "It is drawn by hand" in told()
+    assert "By itself. options:" in told(about="By itself.")
 
 
 def test_other_parsers_of_the_process_stay_as_they_are(run):

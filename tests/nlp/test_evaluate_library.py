@@ -180,6 +180,50 @@ def test_nearest_reads_centroids_that_were_made_before(place, mole):
         assert chosen == [NAMES.index(name)] * 3
 
 
+def test_centroids_of_another_base_are_its_own(place, mole, tmp_path):
+    made = "transform centroids --library library --data local://tasks"
+    mole(made)
+    model, tokenizer = load_base("base")
+    other = type(model)(model.config)
+    for saved in (other, tokenizer):
+        saved.save_pretrained(tmp_path / "other")
+    before = place.auxiliary.each("centroids-plain", NAMES)
+    with pytest.raises(SystemExit):
+        mole("evaluate --library library --data local://tasks --route nearest --base other")
+    assert "were there" not in mole(f"{made} --base other")
+    mole("evaluate --library library --data local://tasks --route nearest --base other --limit 1")
+    after = place.auxiliary.each("centroids-plain", NAMES)
+    assert all(torch.equal(after["past"][at], own) for at, own in before["past"].items())
+    (kind,) = (kind for kind in place.auxiliary.kinds("past") if "-on-" in kind)
+    others = place.auxiliary.each(kind, NAMES)
+    assert not any(torch.equal(others["past"][at], own) for at, own in before["past"].items())
+
+
+def test_what_was_there_is_told_and_made_anew_where_that_is_asked(place, mole):
+    made = "transform centroids --library library --data local://tasks --limit 1"
+    mole(f"{made} --experts past")
+    before = place.auxiliary.get("centroids-plain", "past")
+    told = mole(made.replace("--limit 1", "--limit 3"))
+    assert "those of past were there, and are left alone" in told
+    at = list(before)[-1]
+    assert torch.equal(place.auxiliary.get("centroids-plain", "past")[at], before[at])
+    assert "were there" not in mole(made.replace("--limit 1", "--limit 3 --anew"))
+    assert not torch.equal(place.auxiliary.get("centroids-plain", "past")[at], before[at])
+
+
+def test_norms_beside_a_dora_are_one_message(place, mole, capsys):
+    own = place["past"].expert
+    layers = {
+        path: replace(factors, magnitude=torch.ones(len(factors.b)))
+        for path, factors in own.layers.items()
+    }
+    place.add(replace(own, name="dora", layers=layers), task="past")
+    with pytest.raises(SystemExit) as ended:
+        mole("transform norms --library library --data local://tasks")
+    assert ended.value.code == 2
+    assert "error: norms: expert 'dora' is a DoRA at" in capsys.readouterr().err
+
+
 def test_norms_are_kept_by_expert(place, mole):
     told = mole("transform norms --library library --data local://tasks --limit 2")
     kept = place.auxiliary.each("norms", NAMES)

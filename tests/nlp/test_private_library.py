@@ -9,11 +9,13 @@ import torch
 from mole_vl.faults import as_messages
 from mole_vl.library import ExpertLibrary
 from mole_vl.lora import LoRA
+from mole_vl.training import Term
 from nlp import private_library
 from nlp.models import load_base
 from nlp.private_config import PrivateLibraryConfig
 from nlp.private_library import main
 from nlp.task_library import TaskLibrary
+from nlp.train_many import ManyTask
 from tests.nlp.library_toys import private_config, rows_of, shelf, typed, world
 
 
@@ -121,6 +123,50 @@ def test_a_failed_training_leaves_the_base_as_it_was(place, capsys, monkeypatch)
     monkeypatch.setattr(private_library, "save_tenant", real)
     main(config)
     assert len(ExpertLibrary.open(config.library)) == 3
+
+
+def test_of_those_trained_together_the_rest_go_on_where_one_fails(place, capsys, monkeypatch):
+    real = ManyTask.losses
+
+    def losses(self, batch):
+        terms = real(self, batch)
+        if "plural" in batch.owners:
+            terms["plural/lm"] = Term(terms["plural/lm"].value * float("nan"))
+        return terms
+
+    monkeypatch.setattr(ManyTask, "losses", losses)
+    config = private_config(place, together=True)
+    with pytest.raises(SystemExit):
+        main(config)
+    told = capsys.readouterr()
+    assert "in one pass: FAILED: fit: the term 'plural/lm' is nan" in told.out
+    assert "french, past, plural are trained one after the other now" in told.out
+    assert "error: plural: fit: the term 'plural/lm' is nan" in told.err
+    assert told.err.count("error:") == 1
+    assert sorted(ExpertLibrary.open(config.library)) == ["french", "past"]
+
+
+def test_of_those_trained_together_one_that_cannot_be_kept_costs_no_other(
+    place, capsys, monkeypatch
+):
+    real, passes = private_library.taught, []
+    monkeypatch.setattr(
+        private_library, "taught", lambda *a, **k: passes.append(list(a[1])) or real(*a, **k)
+    )
+    kept = private_library.save_tenant
+
+    def broken(mixture, name, *rest):
+        if name == "french":
+            raise RuntimeError("the disk is full")
+        kept(mixture, name, *rest)
+
+    monkeypatch.setattr(private_library, "save_tenant", broken)
+    config = private_config(place, together=True)
+    with pytest.raises(SystemExit):
+        main(config)
+    assert "error: french: the disk is full" in capsys.readouterr().err
+    assert sorted(ExpertLibrary.open(config.library)) == ["past", "plural"]
+    assert passes == [["french", "past", "plural"]]
 
 
 def test_a_damaged_expert_is_told_and_not_trained_over(place, capsys):
