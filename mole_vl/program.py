@@ -2,7 +2,7 @@
 
 import re
 import sys
-from argparse import Action
+from argparse import Action, ArgumentError
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import is_dataclass
 from functools import wraps
@@ -81,6 +81,7 @@ class _Parser(ArgumentParser):
         # An abbreviation would be another setting's as soon as there is a new one.
         own = {"usage": _USAGE, "allow_abbrev": False, "formatter_class": _Help}
         super().__init__(*args, **{**own, **how})
+        self._files: list[Path] = []
 
     def add_argument(self, *names: Any, **how: Any) -> Any:
         """As jsonargparse does; what is true or false may stand without a value, and is true."""
@@ -112,13 +113,47 @@ class _Parser(ArgumentParser):
     def parse_args(self, args: Sequence[str] | None = None, *rest: Any, **how: Any) -> Any:
         """As jsonargparse does, after a look at the files of settings, which it would not name."""
         typed = [_underscored(word) for word in (sys.argv[1:] if args is None else args)]
-        for file in _configs(typed):
+        files = list(_configs(typed))
+        for file in files:
             if fault := _fault(file):
                 self.error(fault)
+        self._files = files
         return super().parse_args(typed, *rest, **how)
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        super().error(" ".join(message.split()), ex)
+        """Says what stopped the parser, and what else is wrong in the files of settings."""
+        told = [" ".join(message.split())]
+        for other in self._others():
+            if not any(one in other or other in one for one in told):
+                told.append(other)
+        super().error("; ".join(told), ex)
+
+    def _others(self) -> Iterator[str]:
+        """What is wrong with each setting of the files, each looked at by itself."""
+        files, self._files = self._files, []
+        exits, self.exit_on_error = self.exit_on_error, False
+        try:
+            for file in files:
+                for setting in _one_by_one(_settings(file)):
+                    try:
+                        self.parse_object(setting, defaults=False)
+                    except ArgumentError as fault:
+                        said = " ".join(str(fault).split())
+                        # Alone, a setting lacks all others.
+                        if "is required" not in said:
+                            yield said
+        finally:
+            self.exit_on_error = exits
+
+
+def _one_by_one(settings: Any) -> Iterator[dict[str, Any]]:
+    """Each setting alone, within what it is a part of; what names its class stays whole."""
+    for name, value in settings.items() if isinstance(settings, dict) else ():
+        if isinstance(value, dict) and value and "class_path" not in value:
+            for part in _one_by_one(value):
+                yield {name: part}
+        else:
+            yield {name: value}
 
 
 def _underscored(word: str) -> str:
@@ -136,13 +171,9 @@ def _configs(arguments: Sequence[str]) -> Iterator[Path]:
 
 
 def _fault(file: Path) -> str | None:
-    """What is wrong with a file's settings as such; that it cannot be read is told elsewhere."""
+    """What is wrong with a file's settings as such."""
     try:
-        if not file.is_file():
-            return None
-        found = yaml.safe_load(read_text(file))
-    except OSError:
-        return None
+        found = _settings(file)
     except ValueError as error:
         return str(error)
     except yaml.YAMLError as error:
@@ -150,6 +181,19 @@ def _fault(file: Path) -> str | None:
     if found is None:
         return f"{file} is empty, expected settings with values"
     return None if isinstance(found, dict) else f"{file} holds {found!r}, expected settings"
+
+
+def _settings(file: Path) -> Any:
+    """What a file holds; nothing at all, {}, of one that cannot be read, which is told elsewhere.
+
+    Raises:
+        ValueError: It is no text.
+        YAMLError: It is no YAML.
+    """
+    try:
+        return yaml.safe_load(read_text(file)) if file.is_file() else {}
+    except OSError:
+        return {}
 
 
 def command(

@@ -69,6 +69,17 @@ def test_hyphens_in_a_settings_name_are_underscores(monkeypatch):
     assert command(Counted) == Counted(3, "a--b-c")
 
 
+@pytest.mark.parametrize("typed", [(), ("--name", "bob"), ("--loop.clip", "much")])
+def test_all_that_is_wrong_in_a_file_is_told_at_once(run, capsys, typed):
+    with pytest.raises(SystemExit) as ended:
+        run("loop: {steps: many, stepz: 3}\nnames: [a]\nname: ann\n", *typed)
+    assert ended.value.code == 2
+    told = capsys.readouterr().err.splitlines()[-1]
+    for fault in ('Parser key "loop.steps": Expected', "'stepz'", "'names'"):
+        assert told.count(fault) == 1, told
+    assert "required" not in told
+
+
 def test_settings_may_be_typed_in_place_of_a_file(monkeypatch):
     name = "b" * 300
     monkeypatch.setattr(sys, "argv", ["taught", "--config", f"name: {name}"])
