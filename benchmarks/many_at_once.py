@@ -6,11 +6,13 @@ SmolLM2-135M-Instruct, LoRAs of rank 8 on q and v; a step is forward, backward a
 one step of all, each with its own rows (`mole_vl.tenants`). One after the other: a step of each
 with the same rows, by this library (`mole_vl.lora`) and by peft. In a step each LoRA has 2 rows of
 32 tokens, or 16 of 64; in fp32, and in bf16 by autocast, as `accelerate launch --mixed_precision
-bf16` runs it. The sides take turns, the unit is one turn.
+bf16` runs it. 16 rows of 64 of each are 16,384 tokens, which together take more than 24 GiB: these
+go through in four pieces, whose gradients add up. The sides take turns, the unit is one turn.
 """
 
 import argparse
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -26,18 +28,21 @@ from nlp.models import load_base
 from results import ROOT, Measurement, write_results
 
 TENANTS, RANK, TARGETS = 16, 8, ("q_proj", "v_proj")
-SIZES = {(2, 32, "bf16"): 4, (2, 32, "fp32"): 4, (16, 64, "bf16"): 1, (16, 64, "fp32"): 1}
+SIZES = {(2, 32, "bf16"): 4, (2, 32, "fp32"): 4, (16, 64, "bf16"): 1}
 """Turns, by rows of each LoRA, their tokens, and the precision."""
+AT_ONCE = 4
+"""Rows of each LoRA that go through the base together."""
 TOGETHER, APART, PEFT = "together", "one after the other", "one after the other, peft"
 LORA = LoRA(form=Form(rank=RANK, alpha=16), targets=TARGETS, dropout=0.0)
 
 
-def step_of(loss: Callable[[], Tensor], parameters: list[Tensor]) -> Callable[[], None]:
-    """A step of training."""
+def step_of(losses: list[Callable[[], Tensor]], parameters: list[Tensor]) -> Callable[[], None]:
+    """A step of training, of a loss in pieces."""
     optimizer = torch.optim.AdamW(parameters, lr=1e-4)
 
     def step() -> None:
-        loss().backward()
+        for loss in losses:
+            loss().backward()
         optimizer.step()
         optimizer.zero_grad()
 
@@ -56,16 +61,17 @@ def sides(rows: int, tokens: int, precision: str) -> dict[str, Callable[[], None
     names = [f"lora{place}" for place in range(TENANTS)]
     many: Any = load_base()[0]
     mixture = mix_tenants(many, dict.fromkeys(names, LORA), blocks=blocks(many))
-    owners = [name for name in names for _ in range(rows)]
+    pieces = ids.split(AT_ONCE, dim=1)
 
     def loss(model: Any, shown: Tensor) -> Tensor:
         with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
             return model(input_ids=shown, labels=shown, use_cache=False).loss
 
-    def together() -> Tensor:
+    def together(piece: Tensor) -> Tensor:
+        owners = [name for name in names for _ in range(piece.shape[1])]
         with mixture.condition(tenant=owners):
             # Of equally many words each, the sum of means is the mean times their number.
-            return TENANTS * loss(many, ids.flatten(0, 1))
+            return TENANTS / len(pieces) * loss(many, piece.flatten(0, 1))
 
     one: Any = load_base()[0]
     LORA.mix(one, blocks=blocks(one))
@@ -74,7 +80,7 @@ def sides(rows: int, tokens: int, precision: str) -> dict[str, Callable[[], None
 
     def each(model: Any) -> Callable[[], None]:
         shown = [ids[place] for place in range(TENANTS)]
-        steps = [step_of(lambda own=own: loss(model, own), learns(model)) for own in shown]
+        steps = [step_of([partial(loss, model, own)], learns(model)) for own in shown]
 
         def run() -> None:
             for step in steps:
@@ -82,7 +88,8 @@ def sides(rows: int, tokens: int, precision: str) -> dict[str, Callable[[], None
 
         return run
 
-    return {TOGETHER: step_of(together, learns(many)), APART: each(one), PEFT: each(adapted)}
+    all_of_them = step_of([partial(together, piece) for piece in pieces], learns(many))
+    return {TOGETHER: all_of_them, APART: each(one), PEFT: each(adapted)}
 
 
 def of_size(rows: int, tokens: int, precision: str, turns: int) -> list[Measurement]:
