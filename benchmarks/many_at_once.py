@@ -7,10 +7,11 @@ one step of all, each with its own rows (`mole_vl.tenants`). One after the other
 with the same rows, by this library (`mole_vl.lora`) and by peft. In a step each LoRA has 2 rows of
 32 tokens, or 16 of 64; in fp32, and in bf16 by autocast, as `accelerate launch --mixed_precision
 bf16` runs it. 16 rows of 64 of each are 16,384 tokens, which together take more than 24 GiB: these
-go through in four pieces, whose gradients add up. The sides take turns, the unit is one turn.
+go through in eight pieces, whose gradients add up. The sides take turns, the unit is one turn.
 """
 
 import argparse
+import gc
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -30,7 +31,7 @@ from results import ROOT, Measurement, write_results
 TENANTS, RANK, TARGETS = 16, 8, ("q_proj", "v_proj")
 SIZES = {(2, 32, "bf16"): 4, (2, 32, "fp32"): 4, (16, 64, "bf16"): 1}
 """Turns, by rows of each LoRA, their tokens, and the precision."""
-AT_ONCE = 4
+AT_ONCE = 2
 """Rows of each LoRA that go through the base together."""
 TOGETHER, APART, PEFT = "together", "one after the other", "one after the other, peft"
 LORA = LoRA(form=Form(rank=RANK, alpha=16), targets=TARGETS, dropout=0.0)
@@ -105,7 +106,13 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="few repetitions, for a look")
     quick = parser.parse_args().quick
     sizes = {(2, 32, "bf16"): 1} if quick else SIZES
-    rows = [row for size, turns in sizes.items() for row in of_size(*size, turns)]
+    rows: list[Measurement] = []
+    for size, turns in sizes.items():
+        found = of_size(*size, turns)
+        print(*(f"{row.measure}, {row.arm}: {row.mean:.3f}" for row in found), sep="\n", flush=True)
+        rows += found
+        # Hooks hold their models, and these a model each: all of it goes before the next.
+        gc.collect()
     settings = {
         "tenants": TENANTS, "rank": RANK, "targets": TARGETS, "turns": list(sizes.values()),
         "threads": torch.get_num_threads(),
