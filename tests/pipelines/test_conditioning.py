@@ -140,7 +140,7 @@ def test_the_digest_of_gates_knows_their_features(tmp_path):
 
 
 class Foreign:
-    name, width = "weather", 4
+    name, width, held = "weather", 4, False
 
     def __call__(self, args, kwargs):
         return torch.zeros(2, 4)
