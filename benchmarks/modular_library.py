@@ -2,6 +2,7 @@
 
     python benchmarks/modular_library.py            # --quick: one seed, few steps, for a look
     python benchmarks/modular_library.py --rates    # which learning rate, on development rows
+    python benchmarks/modular_library.py --longer   # four times the steps, one seed
 
 SmolLM2-135M-Instruct learns the sixteen tasks of the text world's shelf by `nlp.private_library`,
 16 steps of 16 rows for each task, on all linear layers: sixteen LoRAs of rank 4, one a task; four
@@ -45,7 +46,7 @@ from results import FOLDER, ROOT, Measurement, measured, write_results
 from units import Units
 
 NAME = "modular_library"
-SEEDS, STEPS, TRIED, ASKED, CLUSTERS, RANK = (0, 1, 2), 16, 12, 25, 4, 4
+SEEDS, STEPS, LONGER, TRIED, ASKED, CLUSTERS, RANK = (0, 1, 2), 16, 64, 12, 25, 4, 4
 PRIVATE, MBC, SHARED = "private library", "MBC", "one shared LoRA"
 TASKS = tuple(source.name for source in SHELF)
 DATA = {task: WORLD / f"data/{task}_train.jsonl" for task in TASKS}
@@ -207,13 +208,20 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--quick", action="store_true", help="one seed, few steps, for a look")
     parser.add_argument("--rates", action="store_true", help="choose learning rates")
+    parser.add_argument("--longer", action="store_true", help="four times the steps, one seed")
     parser.add_argument("--seeds", type=int, nargs="+", choices=SEEDS, help="make these alone")
     options = parser.parse_args()
-    out = ROOT / "out/benchmarks" / NAME / ("quick" if options.quick else "full")
+    kind = "quick" if options.quick else "longer" if options.longer else "full"
+    out = ROOT / "out/benchmarks" / NAME / kind
     folder = out if options.quick else FOLDER
-    steps, seeds, asked = (1, SEEDS[:1], 2) if options.quick else (STEPS, SEEDS, ASKED)
+    name = f"{NAME}_longer" if options.longer else NAME
+    steps, seeds, asked = {
+        "quick": (1, SEEDS[:1], 2),
+        "longer": (LONGER, SEEDS[:1], ASKED),
+        "full": (STEPS, SEEDS, ASKED),
+    }[kind]
     settings = {"rows a step": ROWS, "asked of each task": asked}
-    units = Units(out / "units", folder / f"{NAME}_units.json", settings)
+    units = Units(out / "units", folder / f"{name}_units.json", settings)
     split = "dev" if options.rates else "test"
     rows = first_of_each(read_rows(WORLD / f"data/shelf_{split}.jsonl"), asked)
     lab = Lab(out, steps)
@@ -235,7 +243,7 @@ def main() -> None:
             "rates": dict(RATE),
             "clusters": [c["groups"] for c in found[MBC]],
         }
-        write_results(NAME, summary(found), settings=told_of, seeds=seeds, folder=folder)
+        write_results(name, summary(found), settings=told_of, seeds=seeds, folder=folder)
 
 
 if __name__ == "__main__":
