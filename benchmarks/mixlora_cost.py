@@ -3,9 +3,9 @@
     python benchmarks/mixlora_cost.py            # --quick: few repetitions, for a look
 
 SmolLM2-135M-Instruct with 8 and 16 experts of rank 16 on the feed-forward, top 2, and one LoRA on
-attention: forward and backward of the loss on 16 rows of 32 tokens, fp32, dropout 0 on our side
-and 1e-9 on theirs, which wants one. All have the same experts and routers, and the same loss, which
-is checked first.
+attention: forward and backward of the loss on 16 rows of 32 tokens, dropout 0 on our side and 1e-9
+on theirs, which wants one; in fp32, and with the base's weights in bf16, under autocast. All have
+the same experts and routers, and the same loss, which is checked first.
 
 - `mixlora` from PyPI, which computes the base's gate and up projections once, and loops over the
   experts for the rest; it is made for inference, and is asked for gradients here.
@@ -19,6 +19,7 @@ layer alone: attention and the 49,152 words of the head are the same on all side
 import argparse
 from collections.abc import Callable
 from functools import partial
+from itertools import product
 from typing import Any
 
 import torch
@@ -40,12 +41,19 @@ from results import ROOT, Measurement, write_results
 
 ROWS, TOKENS, TOP_K, RANK = 16, 32, 2, 16
 EXPERTS = (8, 16)
+PRECISIONS = {"fp32": (torch.float32, 1e-3), "bf16": (torch.bfloat16, 1e-2)}
+"""Of the base's weights, and how far apart, in shares, the sides' losses may be."""
 OURS, PACKAGE, LOOP = "mole-vl", "mixlora", "loop"
 
 
-def mixed(experts: int) -> tuple[Any, Mixture]:
+def base_in(precision: str) -> Any:
+    """The base, its weights of a precision."""
+    return load_base()[0].to(PRECISIONS[precision][0])
+
+
+def mixed(experts: int, precision: str) -> tuple[Any, Mixture]:
     """The base under our mixture, whose B are drawn: at zero nothing would be compared."""
-    model: Any = load_base()[0]
+    model = base_in(precision)
     method = MixLoRA(experts=experts, form=Form(rank=RANK, alpha=2 * RANK), dropout=0.0)
     mixture = method.mix(model, blocks=blocks(model))
     generator = torch.Generator().manual_seed(0)
@@ -56,9 +64,9 @@ def mixed(experts: int) -> tuple[Any, Mixture]:
     return model, mixture
 
 
-def in_package(mixture: Mixture) -> tuple[Any, list[Tensor]]:
+def in_package(mixture: Mixture, precision: str) -> tuple[Any, list[Tensor]]:
     """The base under the package, with the same experts and routers, and what learns there."""
-    model: Any = load_base()[0]
+    model = base_in(precision)
     weights: dict[str, Tensor] = {}
     for place, name in enumerate(mixture.names):
         for path, factors in mixture.experts()[place].layers.items():
@@ -121,13 +129,19 @@ class Loop(nn.Module):
             own = rows[places]
             hidden = self.mlp.act_fn(self._changed("gate", expert, own))
             said = self._changed("down", expert, hidden * self._changed("up", expert, own))
-            y = y.index_add(0, places, said * shares[places, slots, None])
+            y = y.index_add(0, places, (said * shares[places, slots, None]).to(y.dtype))
         return y.view_as(x)
 
 
-def once(step: Callable[[], Tensor], learns: list[Tensor]) -> None:
+def told(step: Callable[[], Tensor], precision: str) -> Tensor:
+    """A forward's loss."""
+    with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
+        return step()
+
+
+def once(step: Callable[[], Tensor], learns: list[Tensor], precision: str) -> None:
     """A forward and its backward."""
-    step().backward()
+    told(step, precision).backward()
     for tensor in learns:
         tensor.grad = None
 
@@ -156,11 +170,11 @@ class Net(nn.Module):
         return self.block(x)
 
 
-def whole(experts: int, turns: int) -> list[Measurement]:
+def whole(experts: int, precision: str, turns: int) -> list[Measurement]:
     """All sides of a whole step with so many experts."""
     torch.manual_seed(0)
-    model, mixture = mixed(experts)
-    package, their = in_package(mixture)
+    model, mixture = mixed(experts, precision)
+    package, their = in_package(mixture, precision)
     ids = torch.randint(100, 40_000, (ROWS, TOKENS))
     ours = [p for p in model.parameters() if p.requires_grad]
     layers = model.model.layers
@@ -183,14 +197,14 @@ def whole(experts: int, turns: int) -> list[Measurement]:
         PACKAGE: (lambda: loss(package), their),
         LOOP: (looped, ours),
     }
-    return rows_of(f"whole step, E = {experts}", steps, turns)
+    return rows_of(f"whole step, E = {experts}", steps, precision, turns)
 
 
-def one_layer(experts: int, turns: int) -> list[Measurement]:
+def one_layer(experts: int, precision: str, turns: int) -> list[Measurement]:
     """All sides of the first layer's feed-forward alone, with so many experts."""
     torch.manual_seed(0)
-    base, mixture = mixed(experts)
-    package, _ = in_package(mixture)
+    base, mixture = mixed(experts, precision)
+    package, _ = in_package(mixture, precision)
     theirs, path = package.model.layers[0].mlp, "model.layers.0.mlp"
     loop = Loop(base.model.layers[0].mlp, mixture, path)
     own = [e for e in mixture.experts() if e.name != "shared"]
@@ -198,7 +212,7 @@ def one_layer(experts: int, turns: int) -> list[Measurement]:
         {p.replace("model.layers.0", "block"): f for p, f in e.layers.items() if path in p}
         for e in own
     ]
-    net = Net(load_base()[0].model.layers[0].mlp)
+    net = Net(base_in(precision).model.layers[0].mlp)
     width = base.config.hidden_size
     alone = mix(
         net,
@@ -219,11 +233,14 @@ def one_layer(experts: int, turns: int) -> list[Measurement]:
         PACKAGE: (lambda: theirs(x).square().mean(), [x, *their]),
         LOOP: (lambda: loop(x).square().mean(), [x, loop.router, *looped]),
     }
-    return rows_of(f"one layer's feed-forward, E = {experts}", steps, 5 * turns)
+    return rows_of(f"one layer's feed-forward, E = {experts}", steps, precision, 5 * turns)
 
 
 def rows_of(
-    measure: str, steps: dict[str, tuple[Callable[[], Tensor], list[Tensor]]], turns: int
+    measure: str,
+    steps: dict[str, tuple[Callable[[], Tensor], list[Tensor]]],
+    precision: str,
+    turns: int,
 ) -> list[Measurement]:
     """Medians of each side, and of our time over the others'.
 
@@ -231,11 +248,12 @@ def rows_of(
         ValueError: The sides do not compute the same.
     """
     with torch.no_grad():
-        told = {side: float(step()) for side, (step, _) in steps.items()}
-    if max(told.values()) - min(told.values()) > 1e-3 * max(told.values()):
-        raise ValueError(f"the sides do not agree: {told}")
-    sides = {side: partial(once, *one) for side, one in steps.items()}
-    return in_turns(measure, sides, turns, [(OURS, PACKAGE), (OURS, LOOP)])
+        losses = {side: float(told(step, precision)) for side, (step, _) in steps.items()}
+    least, most = min(losses.values()), max(losses.values())
+    if most - least > PRECISIONS[precision][1] * most:
+        raise ValueError(f"the sides do not agree: {losses}")
+    sides = {side: partial(once, *one, precision) for side, one in steps.items()}
+    return in_turns(f"{measure}, {precision}", sides, turns, [(OURS, PACKAGE), (OURS, LOOP)])
 
 
 def main() -> None:
@@ -245,7 +263,8 @@ def main() -> None:
     quick = parser.parse_args().quick
     turns = 2 if quick else 10
     parts = (whole, one_layer)
-    rows = [row for part in parts for experts in EXPERTS for row in part(experts, turns)]
+    asked = product(parts, EXPERTS, PRECISIONS)
+    rows = [row for part, *of in asked for row in part(*of, turns)]
     settings = {
         "rows": ROWS, "tokens": TOKENS, "top k": TOP_K, "rank": RANK, "turns": turns,
         "threads": torch.get_num_threads(),

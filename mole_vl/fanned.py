@@ -40,7 +40,12 @@ class Fanned(NamedTuple):
     @property
     def inputs(self) -> Tensor:
         """What the module reads: the positions as those of one row, (1, m, width)."""
-        return self.x[self.groups.places].unsqueeze(0)
+        return self.of_positions(self.x).unsqueeze(0)
+
+    def of_positions(self, values: Tensor) -> Tensor:
+        """What belongs to the positions, (n, d), for each time that one stands here, (m, d)."""
+        # Not by brackets: the gradient of those adds up one by one, several times as slowly.
+        return values.index_select(0, self.groups.places)
 
     def dropout(self, x: Tensor, share: float, name: str) -> Tensor:
         """Dropout of what the experts of a layer read, (1, m, i), each by its row's chance.
@@ -72,18 +77,25 @@ class Fanned(NamedTuple):
             (1, m, o).
         """
         own = torch.tensor(self.site, device=scales.device)
-        ends = self.groups.ends[:-1]
-        sizes = ends.diff(prepend=ends.new_zeros(1))
-        scale_m1 = torch.repeat_interleave(scales[own], sizes, output_size=self.held).unsqueeze(1)
         found = products(
-            x[0, : self.held].to(a.dtype),
+            self.of_held(x).squeeze(0),
             a,
             b,
-            (scale_m1 * self.strength).to(a.dtype),
-            ends,
+            (scales[own] * self.strength)[self.groups.experts[: self.held]].unsqueeze(1),
+            self.groups.ends[:-1],
             [ranks[place] for place in self.site],
         )
-        return F.pad(found, (0, 0, 0, x.shape[1] - self.held)).unsqueeze(0)
+        return self.with_base(found.unsqueeze(0))
+
+    def of_held(self, values: Tensor) -> Tensor:
+        """What the experts have, (1, held, d), without what the base has behind, (1, m, d)."""
+        # Not cut where nothing is cut off: the gradient of a cut fills a tensor with zeros first.
+        return values if self.held == len(self.groups.places) else values[:, : self.held]
+
+    def with_base(self, values: Tensor) -> Tensor:
+        """What the experts have, (1, held, d), and zeros for the base behind, (1, m, d)."""
+        left = len(self.groups.places) - self.held
+        return F.pad(values, (0, 0, 0, left)) if left else values
 
     def of_experts(self, values: Tensor) -> Tensor:
         """Values of all experts (E, d) for what each of them reads, the strength in them: (m, d).
@@ -91,9 +103,7 @@ class Fanned(NamedTuple):
         Zeros for the base.
         """
         own = values[torch.tensor(self.site, device=values.device)] * self.strength
-        sizes = self.groups.ends.diff(prepend=self.groups.ends.new_zeros(1))
-        size = len(self.groups.places)
-        return torch.repeat_interleave(F.pad(own, (0, 0, 0, 1)), sizes, 0, output_size=size)
+        return F.pad(own, (0, 0, 0, 1)).index_select(0, self.groups.experts)
 
     def summed(self, values: Tensor) -> Tensor:
         """Weighted sum of (1, m, d) over what each position has, (1, n, d)."""

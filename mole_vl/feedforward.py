@@ -12,7 +12,6 @@ from functools import partial
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mole_vl.dora import unbiased
@@ -42,7 +41,7 @@ class MixtureInlet(MixtureLinear):
 
     def fanned(self, x: Tensor, told: Fanned) -> Tensor:
         """The base's output, computed once a position, plus each expert's update: (1, m, o)."""
-        y = self.base(told.x)[told.groups.places].unsqueeze(0)
+        y = told.of_positions(self.base(told.x)).unsqueeze(0)
         shift = self.shift()
         update = self.updates(x, told, shift).to(y.dtype)
         if shift is not None:
@@ -60,8 +59,8 @@ class MixtureOutlet(MixtureLinear):
         update = self.updates(x, told, shift).to(y.dtype)
         if shift is not None:
             # What the base says is rescaled for each expert by itself.
-            said = unbiased(self.base, x[:, : told.held]) * told.of_experts(shift)[: told.held]
-            update = update + F.pad(said, (0, 0, 0, x.shape[1] - told.held)).to(y.dtype)
+            said = unbiased(self.base, told.of_held(x)) * told.of_experts(shift)[: told.held]
+            update = update + told.with_base(said).to(y.dtype)
         return y + told.summed(update)
 
 

@@ -25,12 +25,14 @@ class Groups(NamedTuple):
         ends: Behind the last one of each expert, (E,).
         weights: What each is weighed by, (m, 1).
         choices: Which of its position's experts it is for, (m,), 0 for the first.
+        experts: Whose it is, (m,).
     """
 
     places: Tensor
     ends: Tensor
     weights: Tensor
     choices: Tensor
+    experts: Tensor
 
     @classmethod
     def of(cls, weights: Tensor, chosen: Tensor, experts: int) -> "Groups":
@@ -45,7 +47,8 @@ class Groups(NamedTuple):
         counts = torch.bincount(flat.clamp_min(-1) + 1, minlength=experts + 1)
         order = flat.argsort(stable=True)[int(counts[0]) :]
         k, ends = chosen.shape[-1], counts[1:].cumsum(0)
-        return cls(order // k, ends, weights.reshape(-1, 1)[order], order % k)
+        weighed = weights.reshape(-1, 1).index_select(0, order)
+        return cls(order // k, ends, weighed, order % k, flat[order])
 
 
 def sparse(
@@ -64,9 +67,11 @@ def sparse(
     Returns:
         The update of the layer's output, (..., o).
     """
-    positions_ni = x.to(a.dtype).reshape(-1, x.shape[-1])
-    groups = Groups.of(weights.to(a.dtype), chosen, len(ranks))
-    parts_mo = products(positions_ni[groups.places], a, b, groups.weights, groups.ends, ranks)
+    positions_ni = x.reshape(-1, x.shape[-1])
+    groups = Groups.of(weights, chosen, len(ranks))
+    # Not by brackets: the gradient of those adds up position by position, several times as slowly.
+    own_mi = positions_ni.index_select(0, groups.places)
+    parts_mo = products(own_mi, a, b, groups.weights, groups.ends, ranks)
     y = parts_mo.new_zeros(len(positions_ni), b.shape[0]).index_add(0, groups.places, parts_mo)
     return y.view(*x.shape[:-1], b.shape[0])
 
@@ -77,19 +82,24 @@ def products(
     """`w B_e (A_e x)` of inputs that are grouped by expert.
 
     One grouped product for each factor where torch has one for such shapes (equal ranks, strides of
-    16 bytes); otherwise a product for each expert that was chosen, over its own inputs.
+    16 bytes); otherwise a product for each expert that was chosen, over its own inputs. In a's
+    type, or under autocast in that one's.
 
     Args:
-        x: Inputs, those of one expert behind those of the one before, (m, i), of a's type.
+        x: Inputs, those of one expert behind those of the one before, (m, i).
         a: Stacked down projections, (R, i).
         b: Stacked up projections, (o, R).
-        weights: Of each input, (m, 1), of a's type.
+        weights: Of each input, (m, 1).
         ends: Behind the last input of each expert, (E,).
         ranks: Each expert's rank, 0 for one that leaves the layer alone.
 
     Returns:
         (m, o).
     """
+    # What autocast does to other products, it leaves to this one's caller.
+    kind = x.device.type
+    dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else a.dtype
+    x, a, b, weights = (one.to(dtype) for one in (x, a, b, weights))
     if _groupable(a, b, ranks):
         down = a.view(len(ranks), -1, a.shape[1]).transpose(1, 2)
         up = b.T.reshape(len(ranks), -1, b.shape[0])

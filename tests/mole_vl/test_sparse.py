@@ -97,6 +97,27 @@ def test_rows_have_what_the_loop_gives_them(ranks, k, rows, between, dtype, seed
     agree(per_sample, TOLERANCE[dtype], x, a, b, weights, chosen, ranks)
 
 
+@pytest.mark.parametrize("ranks", [[8, 8, 8], [8, 4, 2]], ids=["grouped", "segments"])
+def test_under_autocast_its_products_are_those_of_half_precision(ranks):
+    a, b, weights, chosen = drawn(ranks, (9,), 2, 16, 24, 0, torch.float32)
+    x = torch.randn(9, 16, generator=torch.Generator().manual_seed(0))
+
+    def half(*arguments):
+        return sparse(*(one.bfloat16() for one in arguments[:4]), *arguments[4:]).float()
+
+    def cast(*arguments):
+        with torch.autocast("cpu", torch.bfloat16):
+            return sparse(*arguments).float()
+
+    wanted, found = (
+        values(plan, torch.float32, False, x, a, b, weights, chosen, ranks) for plan in (half, cast)
+    )
+    assert found[0].equal(wanted[0])
+    # Gradients are added up in single precision there.
+    for one, other in zip(found[1:], wanted[1:], strict=True):
+        torch.testing.assert_close(one, other, rtol=0.02, atol=0.02 * float(other.abs().max()))
+
+
 @pytest.mark.parametrize("rank", [4, 3])
 def test_all_positions_of_one_expert_and_none_of_another(rank):
     ranks = [rank] * 5
