@@ -61,6 +61,22 @@ def _show_one(library: ExpertLibrary, name: str) -> None:
     print(yaml.safe_dump(told, sort_keys=False, allow_unicode=True, width=100), end="")
 
 
+def best(
+    library: str, task: str, measure: str = "exact_match", order: Literal["high", "low"] = "high"
+) -> None:
+    """Tell the experts that have a score for a task, best first; `mole transform scores` asks them.
+
+    Args:
+        library: Address of the library.
+        task: The task.
+        measure: What was measured.
+        order: Whether high or low scores are good.
+    """
+    scores = ExpertLibrary.open(library).scores
+    found = scores.ranked(task, measure, highest=order == "high")
+    print(columns(["name", measure], [[name, f"{score:.4g}"] for name, score in found.items()]))
+
+
 def check(library: str) -> None:
     """Read every file of a library, and tell each that is not as it was written.
 
@@ -298,6 +314,6 @@ def _write(file: Path, text: str) -> None:
 
 COMMANDS = {
     "_help": "Look at a library of experts, and change it.",
-    "show": show, "check": check, "add": add, "export": export, "remove": remove,
+    "show": show, "best": best, "check": check, "add": add, "export": export, "remove": remove,
     "restore": restore, "rename": rename, "clone": clone, "cluster": cluster, "diff": diff,
 }  # fmt: skip

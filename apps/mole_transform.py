@@ -12,6 +12,7 @@ from mole_vl.library.transforms import (
     members,
 )
 from nlp import library_transforms as with_rows
+from nlp.library_scores import ScoresConfig, scores
 from nlp.task_sources import listed
 
 
@@ -124,6 +125,7 @@ COMMANDS = {
     "prototypes": prototypes, "embedding": embedding, "merge": merge, "ties": ties, "dare": dare,
     "centroids": with_rows.CentroidsConfig, "norms": with_rows.NormsConfig,
     "phatgoose": with_rows.PhatgooseLibraryConfig, "classifier": with_rows.ClassifierConfig,
+    "scores": ScoresConfig,
 }  # fmt: skip
 
 RUNS = {
@@ -131,5 +133,6 @@ RUNS = {
     with_rows.NormsConfig: with_rows.norms,
     with_rows.PhatgooseLibraryConfig: with_rows.phatgoose,
     with_rows.ClassifierConfig: with_rows.classifier,
+    ScoresConfig: scores,
 }
 """What runs a command whose settings are a class."""

@@ -135,8 +135,7 @@ class PrivateLibrary:
     def _lesson(
         self, tasks: tuple[str, ...], model: PreTrainedModel, tokenizer: Tokenizer
     ) -> Lesson:
-        rows = [row for task in tasks for row in self._tasks.rows(task)]
-        config = self._config
+        rows, config = self._rows(tasks), self._config
         encoded = form_of(model).encode_rows(
             rows,
             tokenizer,
@@ -145,6 +144,9 @@ class PrivateLibrary:
             source=f"rows of {some(tasks)}",
         )
         return Lesson(tasks, rows, encoded)
+
+    def _rows(self, tasks: Sequence[str]) -> list[TextRow]:
+        return [row for task in tasks for row in self._tasks.rows(task)]
 
     def _teach(
         self, lessons: Mapping[str, Lesson], model: PreTrainedModel, tokenizer: Tokenizer
@@ -212,6 +214,12 @@ class PrivateLibrary:
         # Through JSON lists and tuples are alike.
         told = differences({key: _plain(before.get(key)) for key in now},
                            {key: _plain(now[key]) for key in now})  # fmt: skip
+        if (rows := before.get("data")) is not None:
+            try:
+                told += [] if digest_rows(self._rows(tasks)) == rows else ["its rows were others"]
+            # Nothing is to be trained on them.
+            except Exception as error:
+                told.append(f"its rows are not to be read now ({_said(error)})")
         return "is there" + (f", trained otherwise: {'; '.join(told)}" if told else "")
 
     def _note(self, name: str, tasks: tuple[str, ...], said: str, *, failed: bool = False) -> None:

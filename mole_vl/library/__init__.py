@@ -14,6 +14,7 @@ from mole_vl.library.errors import (
     ContendedError as ContendedError,
     DamagedExpertError as DamagedExpertError,
     MissingExpertError as MissingExpertError,
+    MissingScoreError as MissingScoreError,
     NameTakenError as NameTakenError,
 )
 from mole_vl.library.info import ExpertInfo as ExpertInfo

@@ -9,6 +9,10 @@ class MissingExpertError(KeyError):
         return str(self.args[0])
 
 
+class MissingScoreError(LookupError):
+    """No expert has a score of this measure for this task."""
+
+
 class NameTakenError(ValueError):
     """There is an expert of this name already."""
 

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from traceback import walk_tb
 
-from mole_vl.library.errors import ContendedError, MissingExpertError
+from mole_vl.library.errors import ContendedError, MissingExpertError, MissingScoreError
 from mole_vl.library.stores import Store
 
 
@@ -20,7 +20,7 @@ def faults_of_libraries() -> Iterator[None]:
     """
     try:
         yield
-    except (MissingExpertError, ContendedError, ModuleNotFoundError) as error:
+    except (MissingExpertError, MissingScoreError, ContendedError, ModuleNotFoundError) as error:
         raise ValueError(str(error)) from error
     except Exception as error:
         store = _failing_store(error)

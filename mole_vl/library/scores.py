@@ -7,6 +7,7 @@ from mole_vl.faults import refuse
 from mole_vl.library.auxiliary import read_kind
 from mole_vl.library.batch import Batch
 from mole_vl.library.catalogue import Catalogue
+from mole_vl.library.errors import MissingScoreError
 from mole_vl.library.seals import sha256, to_json
 
 _KIND = "scores"
@@ -56,8 +57,10 @@ class Scores:
         notes = read_kind(self._catalogue, _kind(task, measure))
         return {name: note["score"] for name, note in notes.items()}
 
-    def best(self, task: str, measure: str = "accuracy", *, highest: bool = True) -> str:
-        """The name of the expert with the best score for a task; of equals, the first by name.
+    def ranked(
+        self, task: str, measure: str = "accuracy", *, highest: bool = True
+    ) -> dict[str, float]:
+        """The scores of all experts that have one for a task, best first; of equals, by name.
 
         Args:
             task: The task.
@@ -65,15 +68,20 @@ class Scores:
             highest: Whether more is better.
 
         Raises:
-            LookupError: No expert has a score.
+            MissingScoreError: No expert has one.
         """
         scores = self.get(task, measure)
         if not scores:
-            raise LookupError(
+            raise MissingScoreError(
                 f"{self._catalogue.store.address}: no expert has a score of {measure!r} for the "
-                f"task {task!r}: note some with scores.put"
+                f"task {task!r}: note some with scores.put, or mole transform scores"
             )
-        return (max if highest else min)(sorted(scores), key=scores.__getitem__)
+        order = sorted(sorted(scores), key=scores.__getitem__, reverse=highest)
+        return {name: scores[name] for name in order}
+
+    def best(self, task: str, measure: str = "accuracy", *, highest: bool = True) -> str:
+        """The name of the expert with the best score for a task; arguments as of `ranked`."""
+        return next(iter(self.ranked(task, measure, highest=highest)))
 
 
 def _kind(task: str, measure: str) -> str:

@@ -114,12 +114,44 @@ def keep(
     Raises:
         ValueError: Some experts were replaced meanwhile; the data of the others are stored.
     """
+    _put(library, kind, made, versions, lambda same: library.auxiliary.put(kind, same))
+
+
+def keep_scores(
+    library: ExpertLibrary,
+    task: str,
+    made: Mapping[str, float],
+    versions: Mapping[str, str],
+    measure: str,
+) -> None:
+    """Note experts' scores for a task, unless these are others by now.
+
+    Args:
+        library: The library.
+        task: The task.
+        made: The scores, by the experts' names.
+        versions: The experts' versions as the measurement began, by name.
+        measure: What was measured.
+
+    Raises:
+        ValueError: Some experts were replaced meanwhile; the scores of the others are noted.
+    """
+    _put(library, "scores", made, versions, lambda same: library.scores.put(task, same, measure))
+
+
+def _put(
+    library: ExpertLibrary,
+    what: str,
+    made: Mapping[str, T],
+    versions: Mapping[str, str],
+    put: Callable[[dict[str, T]], None],
+) -> None:
     now = _versions(library, made)
     lost = [name for name in made if now.get(name) != versions[name]]
-    library.auxiliary.put(kind, {name: value for name, value in made.items() if name not in lost})
+    put({name: value for name, value in made.items() if name not in lost})
     if lost:
         raise ValueError(
-            f"{library.address}: {', '.join(lost)} was replaced or removed while its {kind} were "
+            f"{library.address}: {', '.join(lost)} was replaced or removed while its {what} were "
             "computed, and they were not kept: compute them anew"
         )
 

@@ -212,6 +212,7 @@ def test_updates_that_cannot_be_compared_are_told_apart(mole, shelf, tmp_path):
         ("show --library hf://bob", "expected hf://USER/REPO"),
         ("show --library az://account", "expected az://ACCOUNT/CONTAINER"),
         ("show --librari shelf", "--librari"),
+        ("best --library shelf --task tense", "no expert has a score of 'exact_match'"),
     ],
 )
 def test_a_mistake_is_one_message(mole, shelf, tmp_path, capsys, command, message):

@@ -18,7 +18,7 @@ from mole_vl.gates import Arrow, Average
 from mole_vl.library import ExpertLibrary, NameTakenError, transforms
 from mole_vl.prototypes import prototypes_of
 from mole_vl.sparsified import dare, ties
-from nlp import embedding_classifier, evaluate_library, routes
+from nlp import embedding_classifier, evaluate_library, library_scores, routes
 from nlp.adapter import blocks, bound
 from nlp.answers import answers
 from nlp.data import collate_prompts, encode_rows
@@ -222,6 +222,42 @@ def test_norms_beside_a_dora_are_one_message(place, mole, capsys):
         mole("transform norms --library library --data local://tasks")
     assert ended.value.code == 2
     assert "error: norms: expert 'dora' is a DoRA at" in capsys.readouterr().err
+
+
+def test_each_expert_is_asked_alone_and_its_scores_are_noted(place, mole):
+    told = mole("transform scores --library library --data local://tasks --tasks french,past")
+    for task in ("french", "past"):
+        assert f"{task}, 3 rows: " in told
+        scores = place.scores.get(task, "exact_match")
+        for name in NAMES:
+            mole(
+                f"evaluate --library library --experts {name} --data local://tasks --output r.json"
+            )
+            found = json.loads(Path("r.json").read_text())["exact_match"]
+            assert scores[name] == found[task]["score"]
+    assert place.scores.get("plural", "exact_match") == {}
+    ranked = mole("library best --library library --task past").splitlines()
+    assert ranked[1].split()[0] == place.scores.best("past", "exact_match")
+    assert [line.split()[1] for line in ranked[1:]] == [
+        f"{score:.4g}" for score in sorted(place.scores.get("past", "exact_match").values())[::-1]
+    ]
+
+
+def test_scores_of_an_expert_that_is_replaced_meanwhile_are_none_of_the_new_one(place, monkeypatch):
+    new = replace(place["past"].expert, layers=dict([*place["past"].expert.layers.items()][:1]))
+    real = library_scores.exact_match
+
+    def asked(*given, **how):
+        if place["past"].expert.digest != new.digest:
+            place.replace(new)
+        return real(*given, **how)
+
+    monkeypatch.setattr(library_scores, "exact_match", asked)
+    with pytest.raises(ValueError, match="past was replaced or removed while its scores were"):
+        library_scores.scores(
+            library_scores.ScoresConfig(library="library", data="local://tasks", tasks="plural")
+        )
+    assert sorted(place.scores.get("plural", "exact_match")) == ["french", "plural"]
 
 
 def test_norms_are_kept_by_expert(place, mole):

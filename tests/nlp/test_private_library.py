@@ -78,6 +78,19 @@ def test_a_second_call_trains_only_what_is_missing(place, capsys, monkeypatch):
     assert "4 of 4 experts are in" in told
 
 
+def test_rows_that_are_others_by_now_are_told(place, capsys):
+    config = shelf(place, only=("past", "french"))
+    main(config)
+    assert capsys.readouterr().out.count(": is there\n") == 2
+    file = place / "tasks/tasks/past.jsonl"
+    file.write_text(file.read_text().replace("went", "gone"))
+    (place / "tasks/tasks/french.jsonl").write_text("{}\n")
+    main(config)
+    told = capsys.readouterr().out
+    assert "past: is there, trained otherwise: its rows were others\n" in told
+    assert "french: is there, trained otherwise: its rows are not to be read now (" in told
+
+
 def test_no_base_is_loaded_where_nothing_is_missing(place, monkeypatch):
     config = shelf(place, only=("past",))
     monkeypatch.setattr(private_library, "load_base", None)

@@ -136,6 +136,7 @@ def test_the_best_expert_for_a_task(library, place):
     again = place.open()
     assert again.scores.get("glue/sst2") == {"past": 0.5, "german": 0.75, "french": 0.75}
     assert again.scores.best("glue/sst2") == "french"
+    assert list(again.scores.ranked("glue/sst2")) == ["french", "german", "past"]
     assert again.scores.best("glue/sst2", "loss", highest=False) == "german"
     library.scores.put("glue/sst2", {"french": 0.1})
     assert again.scores.best("glue/sst2") == "german"
