@@ -90,6 +90,13 @@ def prepare(
         ],
     )
     mixtures = domain.mix(gate, site, after)
+    shares = isinstance(gate, MoLE) and not isinstance(gate.normaliser, Sigmoid)
+    if (shares or alone) and all(len(mixture.names) == 1 for mixture in mixtures.values()):
+        raise ValueError(
+            "there is one expert, whose share is 1 whatever its score, so that nothing would be "
+            "learned: take several experts, or gate.normaliser Sigmoid, which learns how much of "
+            "one speaks"
+        )
     task = domain.task(balance)
     if alone:
         check_choice(mixtures, task)
@@ -98,7 +105,7 @@ def prepare(
                 f"fit.output: {fit.output} holds gates that were not taught by experts alone: take "
                 "a new folder"
             )
-    elif isinstance(gate, MoLE) and gate.top_k == 1 and not isinstance(gate.normaliser, Sigmoid):
+    elif shares and isinstance(gate, MoLE) and gate.top_k == 1:
         raise ValueError(
             "gate.top_k is 1: one expert's share is 1 whatever its score, so that the mixture's "
             "loss teaches nothing; take top_k 2, or alone: true"

@@ -107,6 +107,18 @@ def test_a_gate_may_learn_from_each_expert_alone(tmp_path, domain):
     assert loaded.spec == gate
 
 
+def test_one_expert_that_shares_with_nobody_is_refused(tmp_path, domain):
+    domain.experts = domain.experts[:1]
+    write_rows(tmp_path / "rows.jsonl", [row for row in ROWS if row.task == "past"])
+    for gate, alone in ((MoLE(), False), (MoLE(normaliser=Sigmoid()), True)):
+        with pytest.raises(ValueError, match="there is one expert, whose share is 1"):
+            train_gates(domain, config(tmp_path), gate=gate, alone=alone)
+    assert not (tmp_path / "run").exists()
+    train_gates(domain, config(tmp_path), gate=MoLE(normaliser=Sigmoid()), report=False)
+    after = domain.mixture.gates.state_dict()
+    assert any(value.abs().max() > 0 for key, value in after.items() if "score" in key)
+
+
 def test_gates_that_learn_nothing_are_judged_as_they_stand(tmp_path, domain, capsys):
     folder = tmp_path / "run"
     train_gates(domain, config(tmp_path), gate=Arrow(top_k=1), site="matrix")
