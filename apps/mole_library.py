@@ -112,10 +112,7 @@ def add(
     one = read_peft(folder, expert)
     check_word("expert", one.name)
     opened = ExpertLibrary.open(library, create=not replace)
-    if replace:
-        info = opened.replace(one, task=task, licence=licence)
-    else:
-        info = opened.import_peft(folder, one.name, task=task, licence=licence)
+    info = opened.import_peft(folder, one.name, replace=replace, task=task, licence=licence)
     print(f"{info.name} is in {opened.address}, version {info.version[:12]}")
 
 

@@ -63,17 +63,24 @@ class Batch:
         return self._take("replace", expert.name, contents, about)
 
     def import_peft(
-        self, folder: str | Path, name: str | None = None, **about: Unpack[About]
+        self,
+        folder: str | Path,
+        name: str | None = None,
+        *,
+        replace: bool = False,
+        **about: Unpack[About],
     ) -> ExpertInfo:
         """Add a PEFT LoRA folder's two files, byte for byte.
 
         Args:
             folder: The folder.
             name: The expert's name; the folder's if not given.
+            replace: Whether it is put in place of the one of its name, as of `replace`.
             about: As of `add`.
 
         Raises:
             FileNotFoundError: A file is missing.
+            MissingExpertError: It is to replace one, and there is none of this name.
             ValueError: They are no expert that could be read, or as of `add`.
         """
         folder = Path(folder)
@@ -84,7 +91,7 @@ class Batch:
             )
         contents = {file: (folder / file).read_bytes() for file in (CONFIG, WEIGHTS)}
         own = name or folder.resolve().name
-        return self._take("add", own, contents, about)
+        return self._take("replace" if replace else "add", own, contents, about)
 
     def remove(self, name: str) -> None:
         """Remove an expert softly: `restore` brings it back.

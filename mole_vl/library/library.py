@@ -159,11 +159,16 @@ class ExpertLibrary:
             return batch.replace(expert, **about)
 
     def import_peft(
-        self, folder: str | Path, name: str | None = None, **about: Unpack[About]
+        self,
+        folder: str | Path,
+        name: str | None = None,
+        *,
+        replace: bool = False,
+        **about: Unpack[About],
     ) -> ExpertInfo:
         """Add a PEFT LoRA folder's two files, byte for byte; as of `Batch.import_peft`."""
         with self.batch() as batch:
-            return batch.import_peft(folder, name, **about)
+            return batch.import_peft(folder, name, replace=replace, **about)
 
     def export_peft(self, name: str, folder: str | Path) -> None:
         """Write an expert's two files as a PEFT LoRA folder, byte for byte, in one rename.

@@ -107,8 +107,13 @@ def test_remove_restore_rename_clone(mole, shelf, tmp_path):
 def test_an_older_version_comes_back(mole, shelf, tmp_path):
     old = shelf["past"].info.version
     write_peft(one("past", 9), tmp_path / "new")
+    config = tmp_path / "new/adapter_config.json"
+    config.write_text(config.read_text() + "\n")
     mole("library add --library shelf --folder new --expert past --replace")
     assert shelf["past"].info.version != old
+    mole("library export --library shelf --expert past --folder again")
+    for file in (tmp_path / "new").iterdir():
+        assert (tmp_path / "again" / file.name).read_bytes() == file.read_bytes()
     mole(f"library restore --library shelf --expert past --version {old[:8]}")
     assert shelf["past"].info.version == old
 
