@@ -48,7 +48,8 @@ OURS, PACKAGE, LOOP = "mole-vl", "mixlora", "loop"
 
 def base_in(precision: str) -> Any:
     """The base, its weights of a precision."""
-    return load_base()[0].to(PRECISIONS[precision][0])
+    model: Any = load_base(dtype=PRECISIONS[precision][0])[0]
+    return model
 
 
 def mixed(experts: int, precision: str) -> tuple[Any, Mixture]:
@@ -264,7 +265,7 @@ def main() -> None:
     turns = 2 if quick else 10
     parts = (whole, one_layer)
     asked = product(parts, EXPERTS, PRECISIONS)
-    rows = [row for part, *of in asked for row in part(*of, turns)]
+    rows = [row for part, experts, how in asked for row in part(experts, how, turns)]
     settings = {
         "rows": ROWS, "tokens": TOKENS, "top k": TOP_K, "rank": RANK, "turns": turns,
         "threads": torch.get_num_threads(),
