@@ -11,6 +11,7 @@ from accelerate import PartialState
 from torch import Tensor
 from transformers import AutoModel
 
+from mole_vl.files import digest_contents
 from nlp.models import check_whole, folder_or_id, found, read_tokenizer
 
 BUILT_IN_ENCODER = "all-minilm-l6-v2"
@@ -137,6 +138,11 @@ class Embedder:
             )
         self._model.eval().to(PartialState().device)
         self.width: int = config.hidden_size
+
+    def digest(self) -> str:
+        """SHA-256 of its weights, in hexadecimal digits."""
+        weights = sorted(self._model.named_parameters())
+        return digest_contents(weight.numpy(force=True).tobytes() for _, weight in weights)
 
     @torch.no_grad()
     def __call__(self, texts: Sequence[str]) -> Tensor:
