@@ -19,7 +19,7 @@ from transformers import (
     PreTrainedModel,
 )
 
-from mole_vl.faults import one_of, refuse, some
+from mole_vl.faults import one_of, refuse, some, told
 from mole_vl.files import check_file, new_folder
 from nlp.data import Tokenizer
 from nlp.hub import first_line, is_hub_id
@@ -103,16 +103,17 @@ def check_whole(setting: str, name: str, loaded: Mapping[str, Any], kind: str) -
         kind: What the model is.
     """
     missing = sorted(loaded["missing_keys"])
+    others = [
+        f"its weight {key} is {tuple(held)}, expected {tuple(wanted)} by its config.json"
+        for key, held, wanted in sorted(loaded["mismatched_keys"])
+    ]
     refuse(
         f"{setting} is {name!r}",
         [
             f"its files lack the weights {some(missing)}, expected a whole {kind}"
             if missing
             else None,
-            *(
-                f"its weight {key} is {tuple(held)}, expected {tuple(wanted)} by its config.json"
-                for key, held, wanted in sorted(loaded["mismatched_keys"])
-            ),
+            *told(others, 3),
         ],
     )
 

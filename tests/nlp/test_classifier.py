@@ -102,7 +102,7 @@ def test_an_encoder_whose_weights_are_not_there_is_refused(encoder):
 def test_an_encoder_of_other_sizes_than_its_config_is_refused(encoder):
     config = Path(encoder) / "config.json"
     config.write_text(json.dumps({**json.loads(config.read_text()), "hidden_size": 24}))
-    with pytest.raises(ValueError, match=r"embedding_model is .*its weight .* by its config.json"):
+    with pytest.raises(ValueError, match=r"embedding_model is .*its weight .* and \d+ more$"):
         Embedder(encoder)
 
 
