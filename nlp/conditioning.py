@@ -5,6 +5,7 @@ words is, an encoder that learned what sentences mean knows other things of: the
 better than either.
 """
 
+import re
 from collections.abc import Mapping, Sequence
 from inspect import signature
 from typing import Any
@@ -18,6 +19,8 @@ from nlp.data import Tokenizer, words_of
 from nlp.encoders import Embedder
 
 _WORD = "sentence:"
+# The encoder, and the beginning of its weights' hash, which older gate files lack.
+_NAME = re.compile(rf"{_WORD}(?P<encoder>.*?)(?:@(?P<digest>[0-9a-f]{{12}}))?")
 # Numbers of size 2 beside the states' size 1. Decoupled decay draws all weights alike, and Adam's
 # steps are alike, so that what is larger counts more; of 1, 2, 3 and 4 by hand, by wordings left
 # out of training.
@@ -27,6 +30,7 @@ _SIZE = 2.0
 class Sentence:
     """The sentence embedding of what a forward is shown: for site preview, of the prompt.
 
+    Its name tells the encoder and the hash of its weights: by others a gate would choose otherwise.
     A copy is the same: nothing changes it.
 
     Args:
@@ -36,6 +40,7 @@ class Sentence:
 
     Raises:
         FileNotFoundError: There is no such encoder.
+        ValueError: It is none, or its files lack weights.
     """
 
     held = True
@@ -45,7 +50,8 @@ class Sentence:
         # The names of the arguments are those of the class: mixing hooks into the model itself.
         self._kind = type(model)
         self._tokenizer = tokenizer
-        self.name = f"{_WORD}{encoder}"
+        self.digest = self._embed.digest()[:12]
+        self.name = f"{_WORD}{encoder}@{self.digest}"
         self.width = self._embed.width
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "Sentence":
@@ -76,6 +82,7 @@ def sentence(encoder: str | None, model: nn.Module, tokenizer: Tokenizer) -> Sen
 
     Raises:
         FileNotFoundError: There is no such encoder.
+        ValueError: It is none, or its files lack weights.
     """
     return None if encoder is None else Sentence(encoder, model, tokenizer)
 
@@ -85,13 +92,28 @@ def features_of_file(gates: GateFile, model: nn.Module, tokenizer: Tokenizer) ->
 
     Raises:
         FileNotFoundError: Its encoder is gone.
-        ValueError: Features that no language model has.
+        ValueError: Its encoder has other weights by now; features that no language model has.
     """
     if gates.features is None:
         return None
-    if not gates.features.startswith(_WORD):
+    named = _NAME.fullmatch(gates.features)
+    if named is None:
         raise ValueError(
             f"{gates.source}: features is {gates.features!r}, expected {_WORD!r} and an encoder: "
             "these gates are of another kind of model"
         )
-    return sentence(gates.features.removeprefix(_WORD), model, tokenizer)
+    try:
+        found = Sentence(named["encoder"], model, tokenizer)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(
+            f"{gates.source}: its gates read the words of each prompt, and the encoder is gone: "
+            f"{error}; put it back there (a folder's path counts from where the program runs)"
+        ) from error
+    if named["digest"] not in (None, found.digest):
+        raise ValueError(
+            f"{gates.source}: its gates were trained with the encoder {named['encoder']!r} of the "
+            f"weights {named['digest']}, and what is there has {found.digest}: put that one back, "
+            "or train the gates anew"
+        )
+    found.name = gates.features
+    return found

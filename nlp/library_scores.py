@@ -13,17 +13,20 @@ from nlp.adapter import blocks, bound
 from nlp.answers import exact_match
 from nlp.dataset import RowSource
 from nlp.forms import form_of
-from nlp.shelf import ShelfConfig, encoded_by_name, load_shelf_base, open_shelf
+from nlp.library_transforms import on_another_base
+from nlp.shelf import Shelf, ShelfConfig, encoded_by_name, load_shelf_base, open_shelf
 from nlp.task_sources import listed, open_tasks
 
 MEASURE = "exact_match"
+"""What is measured where prompts stand as they are, over the experts' own base, in all its bits."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ScoresConfig(ShelfConfig):
     """Ask every expert alone for every task, by exact match; the scores are noted in the library.
 
-    `mole library best` tells them.
+    `mole library best` tells them. Those in the chat template, in fewer bits or over another base
+    than the experts' own are measures of their own, which is told.
 
     Args:
         data: Address of a library of tasks (nlp.prepare_tasks); or where each task's rows come
@@ -44,6 +47,13 @@ class ScoresConfig(ShelfConfig):
             at_least("limit", self.limit, 1),
             None if self.data else "data is empty, expected an address, or tasks",
         ]
+
+
+def measure_of(config: ScoresConfig, shelf: Shelf) -> str:
+    """What is measured: scores that were asked otherwise are not to be ranked together."""
+    style = "" if config.style == "plain" else f"-{config.style}"
+    bits = "" if config.quantise is None else f"-{config.quantise}"
+    return f"{MEASURE}{style}{bits}{on_another_base(shelf)}"
 
 
 def scores(config: ScoresConfig) -> dict[str, dict[str, float]]:
@@ -78,6 +88,7 @@ def scores(config: ScoresConfig) -> dict[str, dict[str, float]]:
     )
     mixture.model.to(PartialState().device)
     versions = {info.name: info.version for info in shelf.infos}
+    measure = measure_of(config, shelf)
     found: dict[str, dict[str, float]] = {}
     for task, own in encoded.items():
         found[task] = {}
@@ -87,8 +98,8 @@ def scores(config: ScoresConfig) -> dict[str, dict[str, float]]:
                     model, tokenizer, own, batch_rows=config.batch_rows, around=bound(mixture)
                 )
             found[task][name] = sum(hits) / len(hits)
-        keep_scores(shelf.library, task, found[task], versions, MEASURE)
+        keep_scores(shelf.library, task, found[task], versions, measure)
         ranked = sorted(found[task].items(), key=lambda one: -one[1])
         print(f"{task}, {len(own)} rows: {', '.join(f'{n} {v:.3f}' for n, v in ranked)}")
-    print(f"scores of {', '.join(shelf.names)} are in {shelf.library.address}")
+    print(f"scores of {', '.join(shelf.names)} are in {shelf.library.address}, as {measure}")
     return found

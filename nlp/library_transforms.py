@@ -43,15 +43,15 @@ NORMS = "norms"
 
 def centroids_kind(shelf: Shelf, style: Style) -> str:
     """The kind of data that centroids are kept as."""
-    return f"centroids-{style}{_on_another_base(shelf)}"
+    return f"centroids-{style}{on_another_base(shelf)}"
 
 
 def phatgoose_kind(shelf: Shelf, style: Style) -> str:
     """The kind of data that PHATGOOSE's directions are kept as."""
-    return f"phatgoose-{style}{_on_another_base(shelf)}"
+    return f"phatgoose-{style}{on_another_base(shelf)}"
 
 
-def _on_another_base(shelf: Shelf) -> str:
+def on_another_base(shelf: Shelf) -> str:
     """What tells data of this base from those of the one that the experts were trained on."""
     told = {info.base for info in shelf.infos if info.base is not None}
     return "" if told == {shelf.base} else f"-on-{sha256(shelf.base.encode())[:12]}"

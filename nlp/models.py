@@ -19,7 +19,7 @@ from transformers import (
     PreTrainedModel,
 )
 
-from mole_vl.faults import one_of, refuse, some
+from mole_vl.faults import one_of, refuse, some, told
 from mole_vl.files import check_file, new_folder
 from nlp.data import Tokenizer
 from nlp.hub import first_line, is_hub_id
@@ -78,7 +78,7 @@ def load_base(
             **settings,
         )
     model, loaded = pair
-    _check_whole(name, loaded)
+    check_whole("base", name, loaded, "language model")
     _keep_order(model)
     model = model.requires_grad_(False).eval()
     if tokenizer is None:
@@ -93,19 +93,27 @@ def load_base(
     return model, other
 
 
-def _check_whole(name: str, loaded: Mapping[str, Any]) -> None:
-    """Raise ValueError if a model's files lack weights, which transformers would draw at random."""
+def check_whole(setting: str, name: str, loaded: Mapping[str, Any], kind: str) -> None:
+    """Raise ValueError if a model's files lack weights, which transformers would draw at random.
+
+    Args:
+        setting: What the model is the value of, for messages.
+        name: The model's.
+        loaded: What `from_pretrained` told of its loading.
+        kind: What the model is.
+    """
     missing = sorted(loaded["missing_keys"])
+    others = [
+        f"its weight {key} is {tuple(held)}, expected {tuple(wanted)} by its config.json"
+        for key, held, wanted in sorted(loaded["mismatched_keys"])
+    ]
     refuse(
-        f"base is {name!r}",
+        f"{setting} is {name!r}",
         [
-            f"its files lack the weights {some(missing)}, expected a whole language model"
+            f"its files lack the weights {some(missing)}, expected a whole {kind}"
             if missing
             else None,
-            *(
-                f"its weight {key} is {tuple(held)}, expected {tuple(wanted)} by its config.json"
-                for key, held, wanted in sorted(loaded["mismatched_keys"])
-            ),
+            *told(others, 3),
         ],
     )
 

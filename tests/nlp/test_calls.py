@@ -50,6 +50,29 @@ def test_generation_by_itself_is_that_of_a_bound_batch(site, over, beams):
     assert torch.equal(generate(model, rows, num_beams=beams), expected)
 
 
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize(("site", "over"), PLACED, ids=str)
+def test_a_static_cache_tells_the_padding_too(site, over, attention):
+    model, mixture = mixed(site, over)
+    model.set_attn_implementation(attention)
+    with torch.no_grad():
+        model.get_input_embeddings().weight[0] = 3.0
+    rows = [row(sample(i, 3 + 4 * i)) for i in range(3)]
+    with bound(mixture)(collate_prompts(rows, 0)):
+        expected = generate(model, rows)
+    assert torch.equal(generate(model, rows, cache_implementation="static"), expected)
+
+
+def test_masks_by_the_kind_of_layer_tell_the_padding():
+    model = tiny_model()
+    real = torch.tensor([[0, 1, 1], [1, 1, 1]], dtype=torch.bool)
+    mask = (torch.ones(3, 3).tril().bool() & real[:, None] & real[..., None])[:, None]
+    for given in ({"full_attention": mask, "sliding_attention": mask}, {"full_attention": real}):
+        call = TextCalls()(model, (torch.ones(2, 3).long(),), {"attention_mask": given})
+        assert torch.equal(call.masks.real, real)
+        assert torch.equal(call.preview["attention_mask"], real.long())
+
+
 @pytest.mark.parametrize(("site", "over"), PLACED, ids=str)
 def test_the_pipeline_of_transformers_says_the_same(site, over):
     model, mixture = mixed(site, over)

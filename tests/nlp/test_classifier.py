@@ -3,12 +3,13 @@
 import importlib.util
 import json
 from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
 from hypothesis import given, strategies as st
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForSequenceClassification, BertModel
+from transformers import AutoModelForSequenceClassification, BertModel, T5Config, T5Model
 
 from mole_vl.training import FitConfig
 from nlp.bert_classifier import BertClassifier, train_bert
@@ -74,6 +75,55 @@ def test_an_embedding_is_the_mean_of_its_tokens_states(encoder):
         with torch.no_grad():
             mean = model(input_ids=ids).last_hidden_state[0].mean(0)
         torch.testing.assert_close(Embedder(encoder)([text])[0], mean / mean.norm())
+
+
+def test_a_text_without_a_token_says_nothing(encoder):
+    embed = Embedder(encoder)
+    texts = ["ab", "", "klmklm"]
+    expected = torch.cat([embed(["ab"]), torch.zeros(1, embed.width), embed(["klmklm"])])
+    torch.testing.assert_close(embed(texts), expected)
+    assert torch.equal(embed([""]), torch.zeros(1, embed.width))
+
+
+def changed_weights(folder, change):
+    file = Path(folder) / "model.safetensors"
+    save_file(change(load_file(file)), file, {"format": "pt"})
+
+
+def test_an_encoder_whose_weights_are_not_there_is_refused(encoder):
+    whole = Embedder(encoder)(TEXTS)
+    changed_weights(encoder, lambda w: {k: v for k, v in w.items() if "pooler" not in k})
+    assert torch.equal(Embedder(encoder)(TEXTS), whole)
+    changed_weights(encoder, lambda w: {k: v for k, v in w.items() if "layer.1" not in k})
+    with pytest.raises(ValueError, match=r"lack the weights encoder.layer.1.* a whole encoder"):
+        Embedder(encoder)
+
+
+def test_an_encoder_of_other_sizes_than_its_config_is_refused(encoder):
+    config = Path(encoder) / "config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), "hidden_size": 24}))
+    with pytest.raises(ValueError, match=r"embedding_model is .*its weight .* and \d+ more$"):
+        Embedder(encoder)
+
+
+def test_an_encoder_needs_no_pad_token_but_something_to_pad_with(encoder):
+    expected = Embedder(encoder)(TEXTS)
+    tokenizer = tiny_tokenizer()
+    tokenizer.pad_token = None
+    tokenizer.save_pretrained(encoder)
+    torch.testing.assert_close(Embedder(encoder)(TEXTS), expected)
+    tokenizer.eos_token = None
+    tokenizer.save_pretrained(encoder)
+    with pytest.raises(ValueError, match="names no pad_token and no eos_token: name one"):
+        Embedder(encoder)
+
+
+def test_an_encoder_decoder_is_no_encoder(tmp_path):
+    config = T5Config(vocab_size=75, d_model=16, d_kv=8, d_ff=32, num_layers=1, num_heads=2)
+    T5Model(config).save_pretrained(tmp_path / "t5")
+    tiny_tokenizer().save_pretrained(tmp_path / "t5")
+    with pytest.raises(ValueError, match="a t5, which has a decoder too: expected an encoder"):
+        Embedder(str(tmp_path / "t5"))
 
 
 def test_the_folder_of_bert_is_one_of_transformers(encoder, tmp_path):

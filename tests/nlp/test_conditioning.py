@@ -2,6 +2,8 @@
 
 import copy
 import shutil
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -29,6 +31,10 @@ from train_gates import train_gates
 NAMES = ("past", "plural", "french")
 PROMPTS = ["Plural of cat:", "7 in French:", "Past tense of go:"]
 GATE = MoLE(score=Hidden(pool=("mean", "last")), preview="average")
+
+
+def named(encoder):
+    return f"sentence:{encoder}@{Embedder(encoder).digest()[:12]}"
 
 
 @pytest.fixture
@@ -98,7 +104,7 @@ def test_however_a_forward_is_called_its_words_are_read(encoder):
     with torch.autocast("cpu", torch.bfloat16):
         assert torch.equal(features((ids, real), {}), features((ids, real), {}).float())
         torch.testing.assert_close(features((ids, real), {}), expected)
-    assert features.name == f"sentence:{encoder}"
+    assert features.name == named(encoder)
     assert features.width == 16
     assert copy.deepcopy(features) is features
     with pytest.raises(
@@ -159,7 +165,7 @@ def test_gate_files_bring_their_encoder(tmp_path, encoder):
         write_peft(one, tmp_path / one.name)
     file = tmp_path / "gates/model.safetensors"
     save_gates(mixture, file)
-    assert read_gates(file).features == f"sentence:{encoder}"
+    assert read_gates(file).features == named(encoder)
     model.mixture.unmix()
     model.save_pretrained(tmp_path / "base")
     tiny_tokenizer().save_pretrained(tmp_path / "base")
@@ -183,12 +189,25 @@ def test_gate_files_bring_their_encoder(tmp_path, encoder):
     other, tokenizer = load_base(str(tmp_path / "base"))
     experts = [read_peft(folder) for folder in folders]
     found = mixed_for_evaluation(other, tokenizer, experts, config)
-    assert found.features.name == f"sentence:{encoder}"
+    assert found.features.name == named(encoder)
     shutil.rmtree(encoder)
     before = str(pipe.model)
-    with pytest.raises(FileNotFoundError, match="encoder"):
+    with pytest.raises(FileNotFoundError, match=r"model.safetensors: .*encoder is .* put it back"):
         pipe.load_gates(file)
     assert str(pipe.model) == before
+
+
+@pytest.mark.parametrize("width", [16, 24])
+def test_gates_take_no_other_encoder_than_their_own(tmp_path, encoder, width):
+    model, mixture = mixed(encoder)
+    file = tmp_path / "gates.safetensors"
+    save_gates(mixture, file)
+    assert features_of_file(read_gates(file), model, tiny_tokenizer()).name == named(encoder)
+    older = replace(read_gates(file), features=f"sentence:{encoder}")
+    assert features_of_file(older, model, tiny_tokenizer()).name == older.features
+    tiny_encoder(Path(encoder), width=width, seed=1)
+    with pytest.raises(ValueError, match=r"gates.safetensors: .* put that one back, or train"):
+        features_of_file(read_gates(file), model, tiny_tokenizer())
 
 
 def test_a_gate_learns_from_it_by_a_program(tmp_path, encoder):
@@ -206,10 +225,13 @@ def test_a_gate_learns_from_it_by_a_program(tmp_path, encoder):
     fit = FitConfig(output=tmp_path / "run", steps=3, rows=4, lr=0.1, progress=False)
     train_gates(domain, fit, **how)
     file = tmp_path / "run/gates/model.safetensors"
-    assert read_gates(file).features == f"sentence:{encoder}"
+    assert read_gates(file).features == named(encoder)
     assert read_gates(file).tensors["at network.conditioning.weight"].abs().sum() > 0
     with pytest.raises(ValueError, match=r"told once for all forwards .* what site 'preview' is"):
         train_gates(domain, FitConfig(output=tmp_path / "b", steps=1, rows=1), gate=MoLE())
+    tiny_encoder(Path(encoder), seed=1)
+    with pytest.raises(ValueError, match=r"features was .*sentence:"):
+        train_gates(domain, fit, **how)
     domain.encoder = str(tmp_path / "gone")
     with pytest.raises(FileNotFoundError, match="encoder"):
         train_gates(domain, FitConfig(output=tmp_path / "b", steps=1, rows=1), **how)

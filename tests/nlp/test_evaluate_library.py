@@ -243,6 +243,25 @@ def test_each_expert_is_asked_alone_and_its_scores_are_noted(place, mole):
     ]
 
 
+def test_scores_that_were_asked_otherwise_are_measures_of_their_own(place, mole, tmp_path):
+    command = "transform scores --library library --data local://tasks --tasks past"
+    assert "are in library, as exact_match\n" in mole(command)
+    before = place.scores.get("past", "exact_match")
+    model, tokenizer = load_base("base")
+    for saved in (model, tokenizer):
+        saved.save_pretrained(tmp_path / "other")
+    place.scores.put("past", dict.fromkeys(NAMES, 7.0), "exact_match")
+    told = mole(f"{command} --style chat")
+    assert "as exact_match-chat\n" in told
+    measure = mole(f"{command} --style chat --base other --experts past").split()[-1]
+    assert measure.startswith("exact_match-chat-on-")
+    assert set(place.scores.get("past", "exact_match").values()) == {7.0}
+    assert list(place.scores.get("past", measure)) == ["past"]
+    assert "past" in mole(f"library best --library library --task past --measure {measure}")
+    mole(command)
+    assert place.scores.get("past", "exact_match") == before
+
+
 def test_scores_of_an_expert_that_is_replaced_meanwhile_are_none_of_the_new_one(place, monkeypatch):
     new = replace(place["past"].expert, layers=dict([*place["past"].expert.layers.items()][:1]))
     real = library_scores.exact_match

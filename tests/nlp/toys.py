@@ -80,18 +80,18 @@ ROWS = [
 ]
 
 
-def tiny_encoder(folder: Path) -> Path:
+def tiny_encoder(folder: Path, *, width: int = 16, seed: int = 0) -> Path:
     """An encoder and its tokenizer as a transformers folder."""
     config = BertConfig(
         vocab_size=len(LETTERS) + 1,
-        hidden_size=16,
+        hidden_size=width,
         intermediate_size=32,
         num_hidden_layers=2,
         num_attention_heads=2,
         max_position_embeddings=64,
         pad_token_id=0,
     )
-    torch.manual_seed(0)
+    torch.manual_seed(seed)
     BertModel(config).save_pretrained(folder)
     tiny_tokenizer().save_pretrained(folder)
     return folder
