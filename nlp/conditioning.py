@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mole_vl.faults import refuse
 from mole_vl.gate_file import GateFile
 from mole_vl.gates.scores import unit_sized
 from nlp.data import Tokenizer, words_of
@@ -51,7 +52,8 @@ class Sentence:
         self._kind = type(model)
         self._tokenizer = tokenizer
         self.digest = self._embed.digest()[:12]
-        self.name = f"{_WORD}{encoder}@{self.digest}"
+        self.own_name = f"{_WORD}{encoder}@{self.digest}"
+        self.name = self.own_name
         self.width = self._embed.width
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "Sentence":
@@ -87,14 +89,24 @@ def sentence(encoder: str | None, model: nn.Module, tokenizer: Tokenizer) -> Sen
     return None if encoder is None else Sentence(encoder, model, tokenizer)
 
 
-def features_of_file(gates: GateFile, model: nn.Module, tokenizer: Tokenizer) -> Sentence | None:
+def features_of_file(
+    gates: GateFile, model: nn.Module, tokenizer: Tokenizer, encoder: str | None = None
+) -> Sentence | None:
     """The features that a gate file names.
+
+    Args:
+        gates: The file.
+        model: The language model, not yet mixed.
+        tokenizer: Its tokenizer.
+        encoder: Where its encoder is now; where the file says if not given.
 
     Raises:
         FileNotFoundError: Its encoder is gone.
-        ValueError: Its encoder has other weights by now; features that no language model has.
+        ValueError: Its encoder has other weights by now; features that no language model has; an
+            encoder for gates that read none.
     """
     if gates.features is None:
+        refuse(str(gates.source), ["encoder is given, and its gates read none"] if encoder else [])
         return None
     named = _NAME.fullmatch(gates.features)
     if named is None:
@@ -103,17 +115,18 @@ def features_of_file(gates: GateFile, model: nn.Module, tokenizer: Tokenizer) ->
             "these gates are of another kind of model"
         )
     try:
-        found = Sentence(named["encoder"], model, tokenizer)
+        found = Sentence(encoder or named["encoder"], model, tokenizer)
     except FileNotFoundError as error:
         raise FileNotFoundError(
             f"{gates.source}: its gates read the words of each prompt, and the encoder is gone: "
-            f"{error}; put it back there (a folder's path counts from where the program runs)"
+            f"{error}; put it back there (a folder's path counts from where the program runs), or "
+            "say by encoder where it is now"
         ) from error
     if named["digest"] not in (None, found.digest):
         raise ValueError(
             f"{gates.source}: its gates were trained with the encoder {named['encoder']!r} of the "
-            f"weights {named['digest']}, and what is there has {found.digest}: put that one back, "
-            "or train the gates anew"
+            f"weights {named['digest']}, and {encoder or 'what is there'} has {found.digest}: put "
+            "that one back, or train the gates anew"
         )
     found.name = gates.features
     return found

@@ -43,6 +43,7 @@ class EvaluateConfig:
             given.
         after: With site network or preview, how many blocks run before the gate reads.
         gates: A file of trained gates, which says its own gate and site.
+        encoder: With gates that read sentences, where their encoder is, if it was moved.
         num_fewshot: Worked examples before each question; each task's own number if not given.
         limit: The first so many questions of each task; all of them if not given.
         batch_rows: Rows in one forward.
@@ -58,6 +59,7 @@ class EvaluateConfig:
     site: SiteKind | None = None
     after: int = 0
     gates: Path | None = None
+    encoder: str | None = None
     num_fewshot: int | None = None
     limit: int | None = None
     batch_rows: int = 8
@@ -81,6 +83,9 @@ class EvaluateConfig:
                     for name in [*given, *(["gates"] if self.gates is not None else [])]
                     if not self.experts
                 ),
+                "encoder is for gates, and none are given"
+                if self.encoder is not None and self.gates is None
+                else None,
                 at_least("after", self.after, 0),
                 at_least("num_fewshot", self.num_fewshot, 0),
                 at_least("limit", self.limit, 1),
@@ -101,7 +106,7 @@ def mixed(
     if not experts:
         return None
     if config.gates is not None:
-        return mix_by_file(model, tokenizer, experts, config.gates)
+        return mix_by_file(model, tokenizer, experts, config.gates, encoder=config.encoder)
     return mix(
         model,
         experts,
@@ -125,6 +130,7 @@ def measured(config: EvaluateConfig, mixture: Mixture | None) -> dict[str, objec
         "site": mixture.layout.kind,
         "after": mixture.layout.after,
         "gates": None if config.gates is None else str(config.gates),
+        "features": None if mixture.features is None else mixture.features.name,
     }
 
 

@@ -20,20 +20,34 @@ def mix_by_file(
     path: str | Path,
     *,
     allow_changed: bool = False,
+    encoder: str | None = None,
 ) -> Mixture:
-    """Mix a language model by the gates in a file; arguments as of `mole_vl.mix_from`.
+    """Mix a language model by the gates in a file.
+
+    Args:
+        model: The language model.
+        tokenizer: Its tokenizer.
+        experts: Its experts.
+        path: The file.
+        allow_changed: As for `mole_vl.mix_from`.
+        encoder: Where the sentence encoder is that the gates read, if it was moved.
 
     Raises:
         FileNotFoundError: No gate file there, or the encoder that it names is gone.
         ValueError: What `mix_from` refuses; features that no language model has. The model is left
             as it was.
     """
-    return mix_from(
+    features = features_of_file(read_gates(path), model, tokenizer, encoder)
+    mixture = mix_from(
         model,
         experts,
         path,
         blocks=blocks(model),
         allow_changed=allow_changed,
-        features=features_of_file(read_gates(path), model, tokenizer),
+        features=features,
         calls=form_of(model).calls,
     )
+    if features is not None and encoder is not None:
+        # Saved again, the gates name the place where it is now.
+        features.name = features.own_name
+    return mixture

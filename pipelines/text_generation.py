@@ -145,12 +145,15 @@ class MoLETextGeneration:
         )  # fmt: skip
         self._loaded = read
 
-    def load_gates(self, path: str | Path, *, allow_changed: bool = False) -> None:
+    def load_gates(
+        self, path: str | Path, *, allow_changed: bool = False, encoder: str | None = None
+    ) -> None:
         """Take trained gates, with their site.
 
         Args:
             path: A gate file, or the folder that training left it in, as model.safetensors.
             allow_changed: As for `mole_vl.mix_from`.
+            encoder: Where the sentence encoder is that the gates read, if it was moved.
 
         Raises:
             FileNotFoundError: No gate file there, or the sentence encoder that it names is gone.
@@ -167,6 +170,7 @@ class MoLETextGeneration:
                 experts,
                 path / f"{PART}.safetensors" if path.is_dir() else path,
                 allow_changed=allow_changed,
+                encoder=encoder,
             )
         except BaseException:
             before.wire(self.model)

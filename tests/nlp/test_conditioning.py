@@ -190,11 +190,38 @@ def test_gate_files_bring_their_encoder(tmp_path, encoder):
     experts = [read_peft(folder) for folder in folders]
     found = mixed_for_evaluation(other, tokenizer, experts, config)
     assert found.features.name == named(encoder)
-    shutil.rmtree(encoder)
+    moved = str(shutil.move(encoder, tmp_path / "elsewhere"))
     before = str(pipe.model)
     with pytest.raises(FileNotFoundError, match=r"model.safetensors: .*encoder is .* put it back"):
         pipe.load_gates(file)
     assert str(pipe.model) == before
+    pipe.load_gates(file, encoder=moved)
+    assert pipe(PROMPTS, max_new_tokens=6) == said
+    pipe.save_pretrained(tmp_path / "kept")
+    assert MoLETextGeneration.from_pretrained(tmp_path / "kept").mixture.features.name == named(
+        moved
+    )
+    other, tokenizer = load_base(str(tmp_path / "base"))
+    found = mixed_for_evaluation(other, tokenizer, experts, replace(config, encoder=moved))
+    assert found.features.name == named(moved)
+    before = str(pipe.model)
+    tiny_encoder(Path(moved), seed=1)
+    with pytest.raises(ValueError, match=r"and .*elsewhere has .*: put that one back"):
+        pipe.load_gates(file, encoder=moved)
+    assert str(pipe.model) == before
+    with pytest.raises(ValueError, match="encoder is for gates, and none are given"):
+        replace(config, gates=None, encoder=moved)
+
+
+def test_gates_that_read_no_sentences_take_no_encoder(tmp_path, encoder):
+    model = tiny_model()
+    experts = experts_on(model, blocks(model), NAMES)
+    mixture = mix(model, experts, gate=GATE, site="preview", after=1, blocks=blocks(model))
+    save_gates(mixture, tmp_path / "gates.safetensors")
+    with pytest.raises(ValueError, match=r"gates.safetensors: .*encoder is given, and its gates"):
+        features_of_file(
+            read_gates(tmp_path / "gates.safetensors"), model, tiny_tokenizer(), encoder
+        )
 
 
 @pytest.mark.parametrize("width", [16, 24])
