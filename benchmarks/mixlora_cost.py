@@ -262,7 +262,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--quick", action="store_true", help="few repetitions, for a look")
     quick = parser.parse_args().quick
-    turns = 2 if quick else 10
+    turns = 2 if quick else 6
     parts = (whole, one_layer)
     asked = product(parts, EXPERTS, PRECISIONS)
     rows = [row for part, experts, how in asked for row in part(experts, how, turns)]
