@@ -2,7 +2,7 @@
 
     python benchmarks/modular_library.py            # --quick: one seed, few steps, for a look
     python benchmarks/modular_library.py --rates    # which learning rate, on development rows
-    python benchmarks/modular_library.py --longer   # four times the steps, one seed
+    python benchmarks/modular_library.py --longer   # four times the steps, one seed, no clusters
 
 SmolLM2-135M-Instruct learns the sixteen tasks of the text world's shelf by `nlp.private_library`,
 16 steps of 16 rows for each task, on all linear layers: sixteen LoRAs of rank 4, one a task; four
@@ -20,6 +20,7 @@ import argparse
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -190,7 +191,7 @@ def summary(found: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[Measuremen
     for way in ("told", "guessed"):
         measure = f"exact match, task {way}"
         rows += [measured(measure, arm, hits[arm, way].tolist()) for arm in found]
-        for one, other in ((PRIVATE, MBC), (PRIVATE, SHARED), (MBC, SHARED)):
+        for one, other in combinations(found, 2):
             gain = hits[one, way] - hits[other, way]
             rows.append(measured(measure, f"{one} - {other}", gain.tolist()))
     for arm, cells in found.items():
@@ -208,7 +209,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--quick", action="store_true", help="one seed, few steps, for a look")
     parser.add_argument("--rates", action="store_true", help="choose learning rates")
-    parser.add_argument("--longer", action="store_true", help="four times the steps, one seed")
+    parser.add_argument("--longer", action="store_true", help="four times the steps, no clusters")
     parser.add_argument("--seeds", type=int, nargs="+", choices=SEEDS, help="make these alone")
     options = parser.parse_args()
     kind = "quick" if options.quick else "longer" if options.longer else "full"
@@ -228,9 +229,10 @@ def main() -> None:
     if options.rates:
         rates(units, Lab(out / "rates", 1 if options.quick else TRIED), rows)
         return
-    found: dict[str, list[dict[str, Any]]] = {arm: [] for arm in RATE}
+    asking = {arm: rate for arm, rate in RATE.items() if arm != MBC or not options.longer}
+    found: dict[str, list[dict[str, Any]]] = {arm: [] for arm in asking}
     for seed in options.seeds or seeds:
-        for arm, rate in RATE.items():
+        for arm, rate in asking.items():
             make = partial(lab.cell, arm, seed, rate, rows)
             one = units.get(f"{arm}, {seed}", make, {"rate": rate, "steps": steps})
             found[arm].append(one)
@@ -240,8 +242,8 @@ def main() -> None:
     if not options.seeds:
         told_of = settings | {
             "steps of a task": steps,
-            "rates": dict(RATE),
-            "clusters": [c["groups"] for c in found[MBC]],
+            "rates": asking,
+            "clusters": [c["groups"] for c in found.get(MBC, ())],
         }
         write_results(name, summary(found), settings=told_of, seeds=seeds, folder=folder)
 
