@@ -12,8 +12,10 @@ the same experts and routers, and the same loss, which is checked first.
 - the loop: each expert runs the whole feed-forward over its positions (MoE-PEFT's form for models
   that it knows no quicker way for).
 
-The sides take turns; the unit is one turn. Beside the whole step stands the feed-forward of one
-layer alone: attention and the 49,152 words of the head are the same on all sides.
+The sides take turns; the unit is one turn. Where page faults are dear, tell glibc to keep what is
+freed (MALLOC_TRIM_THRESHOLD_, MALLOC_TOP_PAD_, MALLOC_MMAP_MAX_=0): a step's large tensors outweigh
+all else otherwise. Beside the whole step stands the feed-forward of one layer alone: attention and
+the 49,152 words of the head are the same on all sides.
 """
 
 import argparse
