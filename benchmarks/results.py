@@ -74,6 +74,11 @@ def write_results(
         "commit": COMMIT,
         "machine": f"{platform.machine()}, {os.cpu_count()} cores, {platform.system()}",
         "versions": {package: version(package) for package in _PACKAGES},
+        "environment": {
+            name: value
+            for name, value in sorted(os.environ.items())
+            if name.startswith(("OMP_", "MKL_NUM", "MALLOC_", "ACCELERATE_MIXED"))
+        },
         "settings": dict(settings),
         "seeds": list(seeds),
         "rows": [asdict(row) for row in rows],

@@ -33,13 +33,15 @@ def test_the_interval_covers_the_mean_of_a_known_distribution(results):
     assert all(row.low <= row.mean <= row.high for row in found)
 
 
-def test_the_file_says_how_its_numbers_came_about(results, tmp_path, capsys):
+def test_the_file_says_how_its_numbers_came_about(results, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("OMP_WAIT_POLICY", "passive")
     row = results.measured("exact match", "gates", [1.0, 0.0, 1.0, 1.0])
     file = results.write_results("toy", [row], settings={"lr": 1}, seeds=[0], folder=tmp_path)
     content = json.loads(file.read_text())
     assert content.keys() == {
-        "name", "commit", "machine", "versions", "settings", "seeds", "rows",
+        "name", "commit", "machine", "versions", "environment", "settings", "seeds", "rows",
     }  # fmt: skip
+    assert content["environment"]["OMP_WAIT_POLICY"] == "passive"
     assert content["rows"][0]["n"] == 4
     assert content["rows"][0]["mean"] == 0.75
     assert "| exact match | gates | 4 | 0.750 |" in capsys.readouterr().out
