@@ -67,7 +67,9 @@ def sparse(
     Returns:
         The update of the layer's output, (..., o).
     """
-    positions_ni = x.reshape(-1, x.shape[-1])
+    # Wide before they are gathered: the gradient adds up over a position's experts in that type.
+    wide = torch.promote_types(x.dtype, _product_type(x, a))
+    positions_ni = x.reshape(-1, x.shape[-1]).to(wide)
     groups = Groups.of(weights, chosen, len(ranks))
     # Not by brackets: the gradient of those adds up position by position, several times as slowly.
     own_mi = positions_ni.index_select(0, groups.places)
@@ -96,10 +98,7 @@ def products(
     Returns:
         (m, o).
     """
-    # What autocast does to other products, it leaves to this one's caller.
-    kind = x.device.type
-    dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else a.dtype
-    x, a, b, weights = (one.to(dtype) for one in (x, a, b, weights))
+    x, a, b, weights = (one.to(_product_type(x, a)) for one in (x, a, b, weights))
     if _groupable(a, b, ranks):
         down = a.view(len(ranks), -1, a.shape[1]).transpose(1, 2)
         up = b.T.reshape(len(ranks), -1, b.shape[0])
@@ -115,6 +114,12 @@ def products(
             parts.append(F.linear(hidden, b[:, own]))
         rank, start = rank + width, end
     return torch.cat(parts)
+
+
+def _product_type(x: Tensor, a: Tensor) -> torch.dtype:
+    """What autocast does to other products, it leaves to the grouped one's caller."""
+    kind = x.device.type
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else a.dtype
 
 
 def _groupable(a: Tensor, b: Tensor, ranks: Sequence[int]) -> bool:
@@ -150,8 +155,12 @@ def per_sample(
     # Beyond a small expert's own rank stands any other, at weight zero.
     places = ((sizes.cumsum(0) - sizes)[chosen].unsqueeze(-1) + steps).clamp_max(len(a) - 1)
     rank_weights = (weights.unsqueeze(-1) * (steps < own)).flatten(1).to(a.dtype)
+    rows = x.to(a.dtype).reshape(len(x), x.shape[1:-1].numel(), x.shape[-1])
     places = places.flatten(1)
-    rows = x.to(a.dtype).reshape(x.shape[0], -1, x.shape[-1])
-    hidden = rows @ a[places].transpose(1, 2)
-    y = (hidden * rank_weights.unsqueeze(1)) @ b.T[places]
+    # Not by brackets, as above.
+    down, up = (
+        one.index_select(0, places.flatten()).unflatten(0, places.shape) for one in (a, b.T)
+    )
+    hidden = rows @ down.transpose(1, 2)
+    y = (hidden * rank_weights.unsqueeze(1)) @ up
     return y.view(*x.shape[:-1], b.shape[0])

@@ -86,7 +86,7 @@ def test_positions_have_what_the_loop_gives_them(ranks, k, lead, width, out, dty
 @given(
     ranks=RANKS,
     k=st.integers(1, 3),
-    rows=st.integers(1, 4),
+    rows=st.integers(0, 4),
     between=st.sampled_from([(), (5,), (2, 3)]),
     dtype=DTYPES,
     seed=st.integers(0, 99),
@@ -116,6 +116,17 @@ def test_under_autocast_its_products_are_those_of_half_precision(ranks):
     # Gradients are added up in single precision there.
     for one, other in zip(found[1:], wanted[1:], strict=True):
         torch.testing.assert_close(one, other, rtol=0.02, atol=0.02 * float(other.abs().max()))
+
+
+@pytest.mark.parametrize("ranks", [[8] * 8, [8, 4, 2, 1] * 2], ids=["grouped", "segments"])
+def test_of_half_precision_inputs_gradients_add_up_in_the_factors_type(ranks):
+    a, b, weights, chosen = drawn(ranks, (9,), 8, 16, 24, 0, torch.float32)
+    half = torch.randn(9, 16, generator=torch.Generator().manual_seed(0)).bfloat16()
+    gradients = []
+    for x in (half.clone(), half.float()):
+        sparse(x.requires_grad_(), a, b, weights, chosen, ranks).sum().backward()
+        gradients.append(x.grad)
+    assert gradients[0].equal(gradients[1].bfloat16())
 
 
 @pytest.mark.parametrize("rank", [4, 3])
