@@ -2,21 +2,21 @@
 
     python benchmarks/modular_routes.py            # --quick: two rows a task, short training
 
-The library is that of `modular_library.py`'s first seed, sixteen experts of rank 4. Routes are
-those of `nlp.routes`: uniform; Arrow (top 4); PHATGOOSE (top 2), each gate trained alone for 100
-steps of 8 rows of its expert's own task; the nearest centroid of the base's states; a classifier's
-shares; the task predictor, its likeliest expert alone. Centroids and classifier are made from the
-stream's training rows, `shelf_train`, and so are the MoLE gates, of states and sentences and of
-states alone, which learn as in `mixed_stream.py`. The oracle asks each row's own expert. Beside
-them stand the base, and the clusters' experts by the classifier and the one shared LoRA of the same
-seed, as `modular_library.py` measured them. The same 400 held-out rows for all; the unit is the
-row.
+The libraries are those of `modular_library.py`, one for each of three seeds, of sixteen experts of
+rank 4. Routes are those of `nlp.routes`: uniform; Arrow (top 4); PHATGOOSE (top 2), each gate
+trained alone for 100 steps of 8 rows of its expert's own task; the nearest centroid of the base's
+states; a classifier's shares; the task predictor, its likeliest expert alone. Centroids and
+classifier are made from the stream's training rows, `shelf_train`, and so are the MoLE gates, of
+states and sentences and of states alone, which learn as in `mixed_stream.py`. The oracle asks each
+row's own expert. Beside them stand the base, and the clusters' experts by the classifier and the
+one shared LoRA of the same seeds, as `modular_library.py` measured them. The same 400 held-out rows
+for all; the unit is the row, in the mean over seeds.
 """
 
 import argparse
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 from fewshot_bench import WORLD, Bench, Lesson, share
 from fewshot_ways import untouched
-from mixed_stream import GATES, LEARNED, STATES, beside_gates, oracle
+from mixed_stream import GATES, LEARNED, STATES, Learned, beside_gates, oracle
 from modular_library import (
     ASKED,
     DATA,
@@ -39,6 +39,7 @@ from modular_library import (
 )
 
 from mole_vl.files import check_file
+from mole_vl.library import ExpertLibrary
 from mole_vl.specs import to_data
 from mole_vl.training import FitConfig
 from nlp.data import TextRow, read_rows, write_rows
@@ -66,7 +67,10 @@ ROUTES: Mapping[str, Mapping[str, Any]] = {
     "task predictor": {"route": "task_predictor"},
 }
 KEPT = {f"{MBC}, task predictor": (MBC, "guessed"), SHARED: (SHARED, "told")}
-SEED = SEEDS[0]
+BASE = "base"
+
+Way = Callable[[], dict[str, Any]]
+"""Answers every row."""
 
 
 def by_task(rows: Sequence[TextRow], folder: Path) -> dict[str, Path]:
@@ -78,17 +82,61 @@ def by_task(rows: Sequence[TextRow], folder: Path) -> dict[str, Path]:
     return files
 
 
-def make_routers(address: str, stream: Mapping[str, Path], out: Path, steps: int) -> Path:
-    """Centroids, PHATGOOSE's gates and a classifier, where they are missing; the classifier."""
-    folder = out / "classifier"
-    if not folder.exists():
-        classifier(ClassifierConfig(library=address, data=stream, output=folder))
-    centroids(CentroidsConfig(library=address, data=stream))
-    alone = FitConfig(
-        output=out / "phatgoose", steps=steps, rows=8, lr=1e-3, save_every=25, progress=False
-    )
-    phatgoose(PhatgooseLibraryConfig(library=address, data=DATA, fit=alone, limit=None))
-    return folder
+@dataclass(frozen=True)
+class Kit:
+    """What the ways to answer from every seed's library are made from.
+
+    Args:
+        out: Where what they learn lies.
+        lesson: The stream's training rows, and those that are asked.
+        alone: Steps of each of PHATGOOSE's gates.
+        learned: How MoLE gates learn, by arm.
+    """
+
+    out: Path
+    lesson: Lesson
+    alone: int
+    learned: Mapping[str, Learned]
+
+    def routers(self, address: str, seed: int) -> Path:
+        """Centroids, PHATGOOSE's gates and a classifier, where they are missing; the classifier."""
+        stream, folder = by_task(self.lesson.few, self.out / "stream"), self.out / "classifier"
+        if not folder.exists():
+            classifier(ClassifierConfig(library=address, data=stream, output=folder))
+        centroids(CentroidsConfig(library=address, data=stream))
+        fit = FitConfig(
+            output=self.out / f"phatgoose, {seed}",
+            steps=self.alone,
+            rows=8,
+            lr=1e-3,
+            seed=seed,
+            save_every=25,
+            progress=False,
+        )
+        phatgoose(PhatgooseLibraryConfig(library=address, data=DATA, fit=fit, limit=None))
+        return folder
+
+    def ways(self, library: ExpertLibrary, seed: int) -> dict[str, tuple[Way, Mapping[str, Any]]]:
+        """Each way to answer from a library, and how it is made."""
+        guide, lesson = self.routers(library.address, seed), self.lesson
+        bench = Bench(self.out, experts_in(library))
+        routes = {
+            name: (
+                partial(by_route, bench, lesson.asked, _route(library.address, guide, told_of)),
+                told_of,
+            )
+            for name, told_of in ROUTES.items()
+        }
+        gates = {
+            arm: (partial(how, bench, lesson, self.out / f"{arm}, {seed}", seed), to_data(how))
+            for arm, how in self.learned.items()
+        }
+        return {
+            BASE: (partial(untouched, bench, lesson), {}),
+            **routes,
+            **gates,
+            ORACLE: (partial(oracle, bench, lesson), {}),
+        }
 
 
 def by_route(bench: Bench, asked: Sequence[TextRow], config: RouteConfig) -> dict[str, Any]:
@@ -99,60 +147,56 @@ def by_route(bench: Bench, asked: Sequence[TextRow], config: RouteConfig) -> dic
     return found
 
 
-def summary(found: Mapping[str, Mapping[str, Any]]) -> list[Measurement]:
-    """Exact match of each way, its ratio to the oracle, what the gates gain, and likelihood."""
-    hits = {way: np.array(one["hits"], dtype=float) for way, one in found.items()}
-    return beside_gates(hits) + [
-        measured("log-likelihood per answer token", way, one["told"]) for way, one in found.items()
-    ]
+def summary(found: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[Measurement]:
+    """Exact match of each way, its ratio to the oracle, what the gates gain, and likelihood.
+
+    Args:
+        found: By way, of each seed.
+    """
+    hits = {way: np.mean([one["hits"] for one in cells], 0) for way, cells in found.items()}
+    rows = beside_gates(hits)
+    for way, cells in found.items():
+        told = np.mean([one["told"] for one in cells], 0)
+        rows.append(measured("log-likelihood per answer token", way, told.tolist()))
+        shares = [share(one) for one in cells]
+        rows.append(measured("exact match of a seed", way, shares))
+    return rows
 
 
 def main() -> None:
     """Run the benchmark."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--quick", action="store_true", help="few rows and steps, for a look")
+    parser.add_argument("--seeds", type=int, nargs="+", choices=SEEDS, help="make these alone")
     options = parser.parse_args()
     kind = "quick" if options.quick else "full"
     out = ROOT / "out/benchmarks" / NAME / kind
     libraries, folder = ROOT / "out/benchmarks" / LIBRARY / kind, out if options.quick else FOLDER
-    library = Lab(libraries, 1 if options.quick else STEPS).private(SEED)
     asked = first_of_each(read_rows(WORLD / "data/shelf_test.jsonl"), 2 if options.quick else ASKED)
     train = first_of_each(read_rows(WORLD / "data/shelf_train.jsonl"), 4 if options.quick else None)
-    stream = by_task(train, out / "stream")
-    guide = make_routers(library.address, stream, out, 1 if options.quick else 100)
-    settings = {"asked": len(asked), "rows of the stream learned": len(train), "seed": SEED}
-    units = Units(out / "units", folder / f"{NAME}_units.json", settings)
-    bench = Bench(out, experts_in(library))
     learned = {arm: LEARNED[arm] for arm in (STATES, GATES)}
     if options.quick:
         learned = {a: replace(how, steps=2, rows=4, centring=1) for a, how in learned.items()}
-    lesson = Lesson("", train, asked)
-    ways: dict[str, tuple[Callable[[], dict[str, Any]], Mapping[str, Any]]] = {
-        "base": (partial(untouched, bench, lesson), {}),
-        **{
-            name: (
-                partial(by_route, bench, asked, _route(library.address, guide, told_of)),
-                told_of,
-            )
-            for name, told_of in ROUTES.items()
-        },
-        **{
-            arm: (partial(how, bench, lesson, out / arm, SEED), to_data(how))
-            for arm, how in learned.items()
-        },
-        ORACLE: (partial(oracle, bench, lesson), {}),
-    }
-    found = {}
-    for way, (make, own) in ways.items():
-        found[way] = units.get(way, make, own)
-        units.gather()
-        print(f"{way}: {share(found[way]):.3f}", flush=True)
+    kit = Kit(out, Lesson("", train, asked), 1 if options.quick else 100, learned)
+    settings = {"asked": len(asked), "rows of the stream learned": len(train)}
+    units = Units(out / "units", folder / f"{NAME}_units.json", settings)
+    seeds = SEEDS[:1] if options.quick else SEEDS
+    found: dict[str, list[dict[str, Any]]] = {}
+    for seed in options.seeds or seeds:
+        library = Lab(libraries, 1 if options.quick else STEPS).private(seed)
+        for way, (make, own) in kit.ways(library, seed).items():
+            one = units.get(f"{way}, {seed}", make, own)
+            found.setdefault(way, []).append(one)
+            units.gather()
+            print(f"{way}, {seed}: {share(one):.3f}", flush=True)
+    if options.seeds:
+        return
     others = (libraries if options.quick else FOLDER) / f"{LIBRARY}_units.json"
     check_file("the other arms", others, "what python benchmarks/modular_library.py measured")
     kept = json.loads(others.read_text())["units"]
     for way, (arm, how) in KEPT.items():
-        found[way] = kept[f"{arm}, {SEED}"]["found"][how]
-    write_results(NAME, summary(found), settings=settings, seeds=[SEED], folder=folder)
+        found[way] = [kept[f"{arm}, {seed}"]["found"][how] for seed in seeds]
+    write_results(NAME, summary(found), settings=settings, seeds=seeds, folder=folder)
 
 
 def _route(address: str, guide: Path, told_of: Mapping[str, Any]) -> RouteConfig:
