@@ -2,6 +2,7 @@
 
     python benchmarks/experts_with_router.py            # --quick: one seed, few steps, for a look
     python benchmarks/experts_with_router.py --rates    # which learning rate, on development rows
+    python benchmarks/experts_with_router.py --longer   # four times the steps, three arms, one seed
 
 SmolLM2-135M-Instruct learns the sixteen tasks of the text world's shelf at once, 100 steps of 16
 rows: as one LoRA; as MixLoRA, 2 of 8 experts on the feed-forward and one LoRA on attention, with
@@ -52,7 +53,7 @@ from results import FOLDER, ROOT, Measurement, measured, write_results
 from units import Units
 
 NAME = "experts_with_router"
-STEPS, SEEDS, ASKED, TIMED = 100, (0, 1, 2), 25, 5
+STEPS, LONGER, SEEDS, ASKED, TIMED = 100, 400, (0, 1, 2), 25, 5
 ONE, MIX, TALL, TRIANGLE = "one LoRA", "MixLoRA", "MoLA, rectangle", "MoLA, inverted triangle"
 UNBALANCED, TOGETHER = "MixLoRA, no balance loss", "MixLoRA, balanced over all layers"
 BY_ROUTER = "MoLA, inverted triangle, balanced by router"
@@ -71,6 +72,7 @@ ARMS: Mapping[str, Trained] = {
     BY_ROUTER: replace(_MOLA, experts="inverted_triangle", balanced="router"),
 }
 OF_SEEDS = {arm: method for arm, method in ARMS.items() if arm not in (TOGETHER, BY_ROUTER)}
+ARMS_LONGER = {arm: ARMS[arm] for arm in (ONE, MIX, TALL)}
 RATES = (1e-3, 3e-3)
 RATE = 3e-3
 """As `--rates` chose it for one LoRA and for MixLoRA alike; MoLA takes it over."""
@@ -206,20 +208,27 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--quick", action="store_true", help="one seed, few steps, for a look")
     parser.add_argument("--rates", action="store_true", help="choose learning rates")
+    parser.add_argument("--longer", action="store_true", help="four times the steps, one seed")
     options = parser.parse_args()
-    out = ROOT / "out/benchmarks" / NAME / ("quick" if options.quick else "full")
+    kind = "quick" if options.quick else "longer" if options.longer else "full"
+    out = ROOT / "out/benchmarks" / NAME / kind
     folder = out if options.quick else FOLDER
-    steps, seeds, asked = (12, (0,), 2) if options.quick else (STEPS, SEEDS, ASKED)
+    name = f"{NAME}_longer" if options.longer else NAME
+    steps, seeds, asked, arms = {
+        "quick": (12, SEEDS[:1], 2, ARMS),
+        "longer": (LONGER, SEEDS[:1], ASKED, ARMS_LONGER),
+        "full": (STEPS, SEEDS, ASKED, ARMS),
+    }[kind]
     settings = {"rows a step": ROWS, "asked of each task": asked}
-    units = Units(out / "units", folder / f"{NAME}_units.json", settings)
+    units = Units(out / "units", folder / f"{name}_units.json", settings)
     if options.rates:
         rates(units, Lab(out, "dev", asked), steps // 2)
         return
     lab = Lab(out, "test", asked)
-    found: dict[str, list[dict[str, Any]]] = {arm: [] for arm in ARMS}
+    found: dict[str, list[dict[str, Any]]] = {arm: [] for arm in arms}
     for seed in seeds:
         # Other forms of the balance loss are a look beside the table: one seed.
-        for arm, method in ARMS.items() if seed == seeds[0] else OF_SEEDS.items():
+        for arm, method in arms.items() if seed == seeds[0] else OF_SEEDS.items():
             made = {"method": to_data(method), "lr": RATE, "steps": steps}
             key, make = f"{arm}, {seed}", partial(lab.cell, method, seed, RATE, steps)
             one = units.get(key, make, made)
@@ -227,10 +236,12 @@ def main() -> None:
             units.gather()
             shown = f"{np.mean(one['hits']):.3f}, load {one['load entropy']}"
             print(f"{key}: {shown}, {one['seconds']:.0f} s", flush=True)
-    rows = of_arms(found) + step_times(lab, 1 if options.quick else TIMED)
-    told = {arm: {"method": to_data(m), "lr": RATE} for arm, m in ARMS.items()}
+    rows = of_arms(found)
+    if not options.longer:
+        rows += step_times(lab, 1 if options.quick else TIMED)
+    told = {arm: {"method": to_data(m), "lr": RATE} for arm, m in arms.items()}
     settings |= {"steps": steps, "arms": told, "threads": torch.get_num_threads()}
-    file = write_results(NAME, rows, settings=settings, seeds=seeds, folder=folder)
+    file = write_results(name, rows, settings=settings, seeds=seeds, folder=folder)
     draw(found, file.with_suffix(".png"))
 
 
