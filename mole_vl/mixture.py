@@ -3,17 +3,18 @@
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from functools import partial
-from numbers import Real
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from mole_vl import given
+from mole_vl.answers import Answers
 from mole_vl.bank import GateBank
 from mole_vl.calls import Calls
 from mole_vl.dispatch import Dispatch
 from mole_vl.experts import Expert
-from mole_vl.faults import refuse, some
+from mole_vl.faults import some
 from mole_vl.features import Features
 from mole_vl.feedforward import layer_kind
 from mole_vl.gates import ByTenant, Gate, GateSpec
@@ -82,9 +83,8 @@ class Mixture(nn.Module):
         # A ModuleDict key must hold no dots (a module's path holds no slash), and be no method.
         self.gates = nn.ModuleDict({f"at {name}".replace(".", "/"): g for name, g in gates.items()})
         bank = GateBank(gates, readers, slots)
-        self._dispatch = Dispatch(
-            layout, bank, spec.reads_input, self.names, spec.preview, features, calls
-        )
+        self._answers = Answers(layout, bank, spec.reads_input, self.names, spec.preview)
+        self._dispatch = Dispatch(self._answers, layout.blocks, features, calls)
         # In a plain dict: the model registers the layers, the handle must not do it again.
         self.layers: Mapping[str, MixtureLayer] = layers
         self._wiring: Wiring | None = None
@@ -158,15 +158,7 @@ class Mixture(nn.Module):
         Raises:
             ValueError: The strength is no number, or more than one.
         """
-        if not isinstance(strength, Real | Tensor):
-            raise ValueError(f"strength is {strength!r}, expected a number or a tensor of one")
-        if isinstance(strength, Tensor) and strength.numel() != 1:
-            raise ValueError(
-                f"strength has {strength.numel()} values, expected one for the whole mixture; "
-                "pinned() gives each row weights of its own"
-            )
-        if not bool(torch.as_tensor(strength).isfinite().all()):
-            raise ValueError(f"strength is {strength!r}, expected finite numbers")
+        given.check_strength(strength)
         return self._told(strength=self._dispatch.conditions.strength * strength)
 
     def masked(self, names: Sequence[str]) -> AbstractContextManager[None]:
@@ -184,7 +176,7 @@ class Mixture(nn.Module):
             )
         if isinstance(names, str):
             names = [names]
-        self._known(names)
+        given.check_known(names, self.names)
         kept = torch.tensor([name not in names for name in self.names], device=self._device())
         if self._dispatch.conditions.kept is not None:
             kept = kept & self._dispatch.conditions.kept
@@ -257,24 +249,10 @@ class Mixture(nn.Module):
             streams=streams or {},
             source=source,
             filled=filled,
-            tenant=None if tenant is None else self._tenants(tenant),
+            tenant=None if tenant is None else given.tenants(tenant, self.tenants),
             seeds=seeds,
             held={} if hold else None,
         )
-
-    def _tenants(self, names: Sequence[str]) -> Tensor:
-        if isinstance(names, str):
-            raise ValueError(
-                f"condition: tenant is {names!r}, expected a list, a name for each row"
-            )
-        known = list(self.spec.gates) if isinstance(self.spec, ByTenant) else []
-        strange = [name for name in names if name not in known]
-        if strange:
-            raise ValueError(
-                f"condition: tenant names {strange[0]!r}, and this mixture's tenants are "
-                f"{', '.join(known) or 'none'}"
-            )
-        return torch.tensor([known.index(name) for name in names])
 
     def preview(self, *args: Any, **kwargs: Any) -> None:
         """With site preview, find the weights that the forwards to come take.
@@ -305,32 +283,8 @@ class Mixture(nn.Module):
                 if outer is not None:
                     outer.extend(records)
 
-    def _vector(self, given: Any) -> Tensor:
-        if isinstance(given, Mapping):
-            self._known(given)
-            given = numbers(self.names, given)
-        try:
-            weights = torch.as_tensor(given, dtype=torch.float32, device=self._device())
-        except (TypeError, ValueError, RuntimeError) as error:
-            raise ValueError(
-                f"weights is {given!r}, expected numbers, or numbers by expert's name"
-            ) from error
-        if not bool(weights.isfinite().all()):
-            raise ValueError(f"weights are {given!r}, expected finite numbers")
-        if weights.shape[-1:] != (len(self.names),):
-            raise ValueError(
-                f"weights of shape {tuple(weights.shape)}: expected {len(self.names)} at the end, "
-                f"for {', '.join(self.names)}"
-            )
-        return weights
-
-    def _known(self, names: Any) -> None:
-        strange = [name for name in names if name not in self.names]
-        if strange:
-            raise ValueError(
-                f"unknown expert {', '.join(map(repr, strange))}: the mixture has "
-                f"{', '.join(self.names)}"
-            )
+    def _vector(self, weights: Any) -> Tensor:
+        return given.vector(weights, self.names, self._device())
 
     def _device(self) -> torch.device:
         return next(iter(self.layers.values())).a.device
@@ -341,6 +295,11 @@ class Mixture(nn.Module):
     def weighed(self) -> tuple[str, ...]:
         """What the gates weigh: the experts, or the slots."""
         return self.names if self.slots is None else self.slots.names
+
+    @property
+    def tenants(self) -> tuple[str, ...]:
+        """Names of the tenants, for a mixture of several (`mole_vl.tenants`); none otherwise."""
+        return tuple(self.spec.gates) if isinstance(self.spec, ByTenant) else ()
 
     @property
     def model(self) -> nn.Module:
@@ -386,24 +345,24 @@ class Mixture(nn.Module):
 
     @torch.no_grad()
     def constant_weights(
-        self, given: Tensor | Mapping[str, Any] | None = None
+        self, weights: Tensor | Mapping[str, Any] | None = None
     ) -> dict[str, Tensor]:
         """The weights (E,) of each layer, by its path, as `bake` would fold them in.
 
         Args:
-            given: As for `bake`.
+            weights: As for `bake`.
 
         Raises:
             ValueError: The gates' weights vary with the input and none are given.
         """
-        return {path: self._constant(path, given) for path in self.layers}
+        return {path: self._constant(path, weights) for path in self.layers}
 
-    def _constant(self, path: str, given: Tensor | Mapping[str, Any] | None) -> Tensor:
-        name = self._dispatch.site_of[path].name
-        if isinstance(given, Mapping) and name in given:
-            weights = self._vector(given[name])
-        elif given is not None:
-            weights = self._vector(given)
+    def _constant(self, path: str, told: Tensor | Mapping[str, Any] | None) -> Tensor:
+        name = self._answers.site_of[path].name
+        if isinstance(told, Mapping) and name in told:
+            weights = self._vector(told[name])
+        elif told is not None:
+            weights = self._vector(told)
         elif self.slots is not None:
             raise ValueError("these gates weigh slots, whose experts change: give the weights")
         elif self.reads:
@@ -412,10 +371,10 @@ class Mixture(nn.Module):
                 "bake, such as the mean of what record() lists"
             )
         else:
-            weights = self._dispatch.bank.constant(name)
+            weights = self._answers.bank.constant(name)
         if weights.dim() != 1:
             raise ValueError(f"weights of shape {tuple(weights.shape)}, expected (experts,)")
-        site = self._dispatch.site_of[path]
+        site = self._answers.site_of[path]
         named = zip(self.names, weights.tolist(), strict=True)
         speaking = [weight for name, weight in named if weight and name in site.experts]
         if site.feedforward is not None and speaking not in ([], [1.0]):
@@ -437,7 +396,7 @@ class Mixture(nn.Module):
 
     def gate(self, site: str) -> Gate:
         """The gate of a site, by the site's name."""
-        return self._dispatch.bank.gates[site]
+        return self._answers.bank.gates[site]
 
     def extra_repr(self) -> str:
         """Experts, gate and sites with their layers, for `print(mixture)`."""
@@ -452,18 +411,3 @@ class Mixture(nn.Module):
             shared = f": {len(paths)} layers ({some(paths)})"
             lines.append(f"  {site.name}{shared if paths != [site.name] else ''}")
         return "\n".join(lines)
-
-
-def numbers(names: Sequence[str], given: Mapping[str, Any]) -> list[float]:
-    """Weights by expert's name in the order of `names`, zero for the others.
-
-    Raises:
-        ValueError: A weight that is no number.
-    """
-    odd = [f"{name} weighs {w!r}, expected a number" for name, w in given.items() if not _is_one(w)]
-    refuse("weights", odd)
-    return [float(given.get(name, 0.0)) for name in names]
-
-
-def _is_one(weight: Any) -> bool:
-    return isinstance(weight, Real) or (isinstance(weight, Tensor) and weight.numel() == 1)

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from mole_vl import Mixture
-from mole_vl.dispatch import site_input
 from mole_vl.faults import at_least, refuse
 from mole_vl.gates import row_features, take_centroids
+from mole_vl.inputs import site_input
 from nlp.data import EncodedRow, padded
 from nlp.forms import EncoderDecoder, form_of
 

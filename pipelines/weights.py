@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from mole_vl.faults import refuse
-from mole_vl.mixture import numbers
+from mole_vl.given import numbers
 from pipelines.schedules import Step, at
 
 # A weight by expert's name, zero for the others; or (E,), or (pictures, E), in the experts' order.

@@ -83,7 +83,7 @@ def test_logits_are_the_scores_plus_a_linear_map_of_the_features(score, over):
         read = F.normalize(read, dim=-1).mean(1)
     gate = mixture.gate(name)
     for row in range(3):
-        own = gate.score(read[row : row + 1], mixture._dispatch.bank.readers[name])
+        own = gate.score(read[row : row + 1], mixture._answers.bank.readers[name])
         own = own if own.dim() > 1 else own.expand(1, 3)
         expected = own[0] + told(mixture, name, context)[row]
         torch.testing.assert_close(records[0].output.logits[row], expected)

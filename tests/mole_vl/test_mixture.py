@@ -220,11 +220,11 @@ def test_scores_are_fp32_under_autocast(score):
     mixture = mix(model, three(model), gate=MoLE(score=score), blocks=BLOCKS)
     randomise(mixture)
     x = torch.randn(2, 4, 6)
-    gate, readers = mixture.gate("blocks.0"), mixture._dispatch.bank.readers["blocks.0"]
+    gate, readers = mixture.gate("blocks.0"), mixture._answers.bank.readers["blocks.0"]
     expected = gate(GateInput(x), readers).logits
     with mixture.record() as records, torch.autocast("cpu", dtype=torch.bfloat16):
         model(*inputs())
-        mixed = mixture._dispatch._result("blocks.0", x, Pass(Conditions(), {}, 0, True, model))
+        mixed = mixture._answers.result("blocks.0", x, Pass(Conditions(), {}, 0, True, model))
     assert {record.output.logits.dtype for record in records} == {torch.float32}
     torch.testing.assert_close(mixed.logits, expected)
 
