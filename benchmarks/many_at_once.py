@@ -29,7 +29,7 @@ from nlp.models import load_base
 from results import ROOT, Measurement, write_results
 
 TENANTS, RANK, TARGETS = 16, 8, ("q_proj", "v_proj")
-SIZES = {(2, 32, "bf16"): 4, (2, 32, "fp32"): 4, (16, 64, "bf16"): 1}
+SIZES = {(2, 32, "bf16"): 8, (2, 32, "fp32"): 8, (16, 64, "bf16"): 1}
 """Turns, by rows of each LoRA, their tokens, and the precision."""
 AT_ONCE = 2
 """Rows of each LoRA that go through the base together."""
