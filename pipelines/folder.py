@@ -2,9 +2,8 @@
 
 import json
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Protocol
 
 from mole_vl import Mixture, save_gates
 from mole_vl.faults import plain_word, refuse
@@ -46,20 +45,17 @@ def has_mixture(folder: Path) -> bool:
     return (folder / FOLDER).is_dir()
 
 
-class Loading(Protocol):
-    """A pipeline that takes experts and gates from folders."""
-
-    def load_experts(self, experts: Sequence[str | Path], /) -> None:
-        """Mix experts, by their folders."""
-        ...
-
-    def load_gates(self, folder: str | Path, /) -> None:
-        """Take gates from a folder of PART.safetensors."""
-        ...
-
-
-def load_mixture(pipe: Loading, folder: Path) -> None:
+def load_mixture(
+    folder: Path,
+    load_experts: Callable[[Sequence[str | Path]], None],
+    load_gates: Callable[[str | Path], None],
+) -> None:
     """Put the experts and gates of a saved pipeline into its base.
+
+    Args:
+        folder: The pipeline's.
+        load_experts: Mixes experts, by their folders.
+        load_gates: Takes gates from a folder of PART.safetensors.
 
     Raises:
         FileNotFoundError: Its index is missing.
@@ -75,8 +71,8 @@ def load_mixture(pipe: Loading, folder: Path) -> None:
         raise ValueError(f"{file}: experts is {names!r}, expected their names")
     refuse(str(file), [plain_word("experts", name) for name in names])
     experts = folder / FOLDER / "experts"
-    pipe.load_experts([experts / name for name in names])
-    pipe.load_gates(folder / FOLDER / "gates")
+    load_experts([experts / name for name in names])
+    load_gates(folder / FOLDER / "gates")
 
 
 def name_base(folder: Path, kind: type) -> None:

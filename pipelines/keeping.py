@@ -75,7 +75,7 @@ class Kept(BearsExperts):
         pipe: Self = parent.from_pretrained(str(pretrained_model_name_or_path), **kwargs)
         folder = Path(pretrained_model_name_or_path)
         if has_mixture(folder):
-            load_mixture(pipe, folder)
+            load_mixture(folder, pipe.load_experts, pipe.load_gates)
         return pipe
 
     def export(

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +67,7 @@ class MoLETextGeneration:
         *,
         dtype: torch.dtype = torch.float32,
         quantise: Bits | None = None,
+        encoder: str | None = None,
     ) -> "MoLETextGeneration":
         """A base as `nlp.models.load_base` finds it, with the experts and gates saved with it.
 
@@ -73,14 +75,19 @@ class MoLETextGeneration:
             name: A Hub id, a folder, or smollm2-135m-instruct (by pip).
             dtype: Precision of the weights.
             quantise: Linear layers of the base in 8bit or 4bit (needs bitsandbytes).
+            encoder: Where the sentence encoder is that the saved gates read, if it was moved.
 
         Raises:
-            FileNotFoundError: There is no such model.
-            ValueError: The mixture in its folder is damaged, or bitsandbytes is missing.
+            FileNotFoundError: There is no such model, or the encoder of its gates is gone.
+            ValueError: The mixture in its folder is damaged; bitsandbytes is missing; an encoder
+                for gates that read none.
         """
+        saved = has_mixture(Path(name))
+        if encoder is not None and not saved:
+            raise ValueError(f"encoder is given, and no gates that would read it lie in {name}")
         pipe = cls(*load_base(str(name), dtype=dtype, quantise=quantise))
-        if has_mixture(Path(name)):
-            load_mixture(pipe, Path(name))
+        if saved:
+            load_mixture(Path(name), pipe.load_experts, partial(pipe.load_gates, encoder=encoder))
         return pipe
 
     @property

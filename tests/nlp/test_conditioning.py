@@ -195,6 +195,12 @@ def test_gate_files_bring_their_encoder(tmp_path, encoder):
     with pytest.raises(FileNotFoundError, match=r"model.safetensors: .*encoder is .* put it back"):
         pipe.load_gates(file)
     assert str(pipe.model) == before
+    with pytest.raises(FileNotFoundError, match=r"say by encoder where it is now"):
+        MoLETextGeneration.from_pretrained(tmp_path / "kept")
+    found = MoLETextGeneration.from_pretrained(tmp_path / "kept", encoder=moved)
+    assert found(PROMPTS, max_new_tokens=6) == said
+    with pytest.raises(ValueError, match=r"encoder is given, and no gates .* lie in .*base"):
+        MoLETextGeneration.from_pretrained(tmp_path / "base", encoder=moved)
     pipe.load_gates(file, encoder=moved)
     assert pipe(PROMPTS, max_new_tokens=6) == said
     pipe.save_pretrained(tmp_path / "kept")
