@@ -67,8 +67,6 @@ ROUTES: Mapping[str, Mapping[str, Any]] = {
     "task predictor": {"route": "task_predictor"},
 }
 KEPT = {f"{MBC}, task predictor": (MBC, "guessed"), SHARED: (SHARED, "told")}
-BASE = "base"
-
 Way = Callable[[], dict[str, Any]]
 """Answers every row."""
 
@@ -132,7 +130,7 @@ class Kit:
             for arm, how in self.learned.items()
         }
         return {
-            BASE: (partial(untouched, bench, lesson), {}),
+            "base": (partial(untouched, bench, lesson), {}),
             **routes,
             **gates,
             ORACLE: (partial(oracle, bench, lesson), {}),
